@@ -5,18 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Places", "Record", "Spec", "attach", "cells", "facts", "run"]
+__all__ = ["Places", "Privacy", "PrivacyEngine", "Record", "Spec", "attach", "cells", "facts", "run"]
 
 if TYPE_CHECKING:
     from peft_dp.attaching import attach
     from peft_dp.expected import cells, facts
     from peft_dp.places import Places
+    from peft_dp.privacy.engine import PrivacyEngine
     from peft_dp.records import Record
     from peft_dp.reproduce import run
-    from peft_dp.spec import Spec
+    from peft_dp.spec import Privacy, Spec
 
 _HOMES = {
     "Places": "places",
+    "Privacy": "spec",
+    "PrivacyEngine": "privacy.engine",
     "Record": "records",
     "Spec": "spec",
     "attach": "attaching",

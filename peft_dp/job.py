@@ -20,7 +20,7 @@ from peft_dp.places import Places
 from peft_dp.privacy.plan import Plan, calibrate
 from peft_dp.spec import Spec
 from peft_dp.tasks import Data, Kind, Task
-from peft_dp.training.batching import IGNORED, Encoded, encode
+from peft_dp.training.batching import IGNORED, Batch, Encoded, encode
 from peft_dp.validate import Missing
 
 
@@ -69,6 +69,10 @@ class Job:
     dev: Encoded
     device: str
     loss: Callable[[Tensor, Tensor], Tensor]
+
+    def losses(self, batch: Batch) -> Tensor:
+        """Loss of each example [B]."""
+        return self.loss(self.backbone.logits(batch), batch.labels)
 
 
 def gather(spec: Spec, places: Places) -> Sources:

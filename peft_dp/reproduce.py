@@ -5,19 +5,15 @@ from __future__ import annotations
 from statistics import median
 from typing import Any, TextIO
 
-from peft_dp import __version__
 from peft_dp.job import Job, Sources, build, code_sha256, gather
 from peft_dp.measuring import after, before, cost
 from peft_dp.measuring.environment import environment, versions
 from peft_dp.places import Places
-from peft_dp.privacy.plan import spent
+from peft_dp.privacy import plan
 from peft_dp.records import Record, Records, key
 from peft_dp.spec import Spec
 from peft_dp.training.batching import TOKENS
 from peft_dp.training.loop import Trained, fit
-
-SHARED = ("examples", "sampling", "sample_rate", "clip", "noise_multiplier", "delta", "accountant")
-"""What a ledger takes from the plan."""
 
 
 def run(
@@ -69,17 +65,9 @@ def reproduce(spec: Spec, sources: Sources, name: str, hashes: dict[str, str], p
 def ledger(job: Job, trained: Trained) -> dict[str, Any]:
     """What the run spent, from the steps it made and not from those it planned."""
     steps = sum(epoch.steps for epoch in trained.epochs)
-    return {
-        **{name: getattr(job.plan, name) for name in SHARED},
-        "epsilon": spent(job.plan, steps),
-        "steps": steps,
-        "accountant_version": f"opacus {versions()['opacus']}",
-        "clipped": [epoch.clipped for epoch in trained.epochs],
-        "neighbouring": "add or remove one example",
-        "logical_batch": job.plan.batch,
+    return plan.ledger(job.plan, steps, seeded=True) | {
         "physical_tokens": TOKENS,
-        "holds": job.plan.sampling == "poisson",
-        "noise": f"seeded, so no guarantee for released weights (peft-dp {__version__})",
+        "clipped": [epoch.clipped for epoch in trained.epochs],
     }
 
 

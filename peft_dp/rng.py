@@ -8,9 +8,13 @@ seeds the global generator must not repeat the noise (reliability: the same
 from __future__ import annotations
 
 import hashlib
+import math
+import os
 from typing import Literal
 
+import numpy
 import torch
+from torch import Tensor
 
 Stream = Literal["initialisation", "batches", "dropout", "noise"]
 
@@ -24,3 +28,42 @@ def seed(run_seed: int, stream: Stream) -> int:
 def generator(run_seed: int, stream: Stream, device: str = "cpu") -> torch.Generator:
     """A generator of its own for one stream of a run."""
     return torch.Generator(device).manual_seed(seed(run_seed, stream))
+
+
+class Entropy:
+    """Draws from the operating system's entropy: secret, and never the same twice. Takes no seed."""
+
+    def manual_seed(self, seed: int) -> None:
+        """Refuses: whoever knows the seed of a noise can take the noise away."""
+        raise ValueError(f"secure noise takes no seed, but {seed} was given: leave the seed out, or take seeded noise")
+
+    def uniform(self, size: int) -> Tensor:
+        """Values [size] in (0, 1), float64, of 53 random bits each."""
+        bits = numpy.frombuffer(os.urandom(8 * size), dtype=numpy.uint64) >> numpy.uint64(11)
+        values: Tensor = torch.from_numpy((bits + 0.5) * 2.0**-53)
+        return values
+
+    def normal(self, shape: torch.Size, std: float) -> Tensor:
+        """Normal values in float64, each half the sum of four (Box and Muller 1958).
+
+        Four, for the bits of a single one tell of the sum it is added to (Holohan and Braghin 2021, arXiv 2107.10138).
+        """
+        radius, angle = self.uniform(8 * shape.numel()).view(2, 4, *shape)
+        each: Tensor = (-2 * radius.log()).sqrt() * (2 * math.pi * angle).cos()
+        return each.sum(0).mul_(std / 2)
+
+
+Source = torch.Generator | Entropy
+"""Where draws come from: a seeded generator, or the operating system."""
+
+
+def chances(source: Source, size: int) -> Tensor:
+    """Uniform values [size]."""
+    return source.uniform(size) if isinstance(source, Entropy) else torch.rand(size, generator=source)
+
+
+def normal(source: Source, like: Tensor, std: float) -> Tensor:
+    """Normal values in the shape and on the device of a tensor."""
+    if isinstance(source, Entropy):
+        return source.normal(like.shape, std).to(like)
+    return torch.normal(0.0, std, like.shape, generator=source, device=like.device, dtype=like.dtype)

@@ -28,6 +28,8 @@ class Privacy:
         epsilon: Budget of the whole training, all phases together.
         delta: Allowed failure probability; below 1/N to mean anything.
         clip: L2 bound of one example's gradient over all trained parameters.
+        clipping: "abadi" cuts what is longer than `clip` to it; "automatic" (AUTO-S, what DP-BiTFiT's code does)
+            brings every gradient to about that length.
         accountant: Opacus's numerical composition (prv) or Renyi (rdp).
         sampling: "poisson" is what the accountants assume; "shuffle" repeats
             papers that shuffled, and its epsilon is then not a guarantee.
@@ -36,6 +38,7 @@ class Privacy:
     epsilon: float
     delta: float
     clip: float = 1.0
+    clipping: Literal["abadi", "automatic"] = "abadi"
     accountant: Literal["prv", "rdp"] = "prv"
     sampling: Literal["poisson", "shuffle"] = "poisson"
 

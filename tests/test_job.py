@@ -56,7 +56,7 @@ def test_batch_larger_than_data(spec: Make, places: Places, privacy: Privacy | N
     """A batch larger than the data is refused with both numbers."""
     message = refusal(spec(batch=25, privacy=privacy), places)
 
-    assert message == ("batch 25 is larger than the 24 training examples of sentiment: choose a batch of at most 24")
+    assert message == ("batch 25 is larger than the 24 training examples: choose a batch of at most 24")
 
 
 @pytest.mark.parametrize("split", ["train", "dev"])

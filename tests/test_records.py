@@ -32,7 +32,7 @@ def record(spec: Make) -> Record:
         key=key(run, SOURCES, VERSIONS, "cpu"),
         spec=run,
         values={"score": 200 / 3, "trainable": 100},
-        ledger={"epsilon": 7.99, "clipped": [0.5, None], "holds": True},
+        ledger={"epsilon": 7.99, "clipped": [0.5, None], "matches_accountant": True},
         trail=[Epoch(loss=0.1, clipped=0.25, examples=24, tokens=300, steps=3, seconds=1e-3)],
         cost={"epoch_seconds": 0.5},
         sources=SOURCES,

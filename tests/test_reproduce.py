@@ -86,7 +86,7 @@ def test_ledger(private: Record) -> None:
         "delta": 1e-3,
         "accountant": "prv",
         "logical_batch": 6,
-        "holds": True,
+        "matches_accountant": True,
         "neighbouring": "add or remove one example",
     }.items() <= found.items()
     assert private.values["steps"] == steps == sum(epoch.steps for epoch in private.trail)
@@ -101,15 +101,15 @@ def test_clipped(private: Record) -> None:
     assert all(0 <= share <= 1 for share in shares)
 
 
-@pytest.mark.parametrize(("sampling", "holds"), [("poisson", True), ("shuffle", False)])
-def test_shuffling_is_no_guarantee(spec: Make, places: Places, sampling: Any, holds: bool) -> None:
+@pytest.mark.parametrize(("sampling", "matches"), [("poisson", True), ("shuffle", False)])
+def test_shuffling_is_no_guarantee(spec: Make, places: Places, sampling: Any, matches: bool) -> None:
     """A ledger says that the epsilon of shuffled batches does not hold."""
     run = spec(privacy=PRIVACY)
     job = build(run, gather(run, places))
     epoch = Epoch(loss=0.0, clipped=0.5, examples=24, tokens=99, steps=3, seconds=1.0)
     found = ledger(replace(job, plan=replace(job.plan, sampling=sampling)), Trained([epoch], 0))
 
-    assert (sampling, holds, 3) == (found["sampling"], found["holds"], found["steps"])
+    assert (sampling, matches, 3) == (found["sampling"], found["matches_accountant"], found["steps"])
 
 
 @pytest.mark.parametrize(

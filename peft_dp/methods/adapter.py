@@ -25,6 +25,7 @@ from torch.nn import functional
 
 from peft_dp import validate
 from peft_dp.backbones import Backbone
+from peft_dp.methods.lora import linear
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": functional.relu, "swish": functional.silu}
 
@@ -58,16 +59,14 @@ class _Bottleneck(nn.Module):
         super().__init__()
         bias = site.get_parameter("bias")
         width, inner = len(bias), config.bottleneck
-        self.down = nn.Parameter(0.02 * torch.randn(inner, width, generator=rng).to(bias))
-        self.down_bias = nn.Parameter(bias.new_zeros(inner))
-        self.up = nn.Parameter(0.02 * torch.randn(width, inner, generator=rng).to(bias))
-        self.up_bias = nn.Parameter(bias.new_zeros(width))
+        self.down = linear((0.02 * torch.randn(inner, width, generator=rng)).to(bias), bias.new_zeros(inner))
+        self.up = linear((0.02 * torch.randn(width, inner, generator=rng)).to(bias), bias.new_zeros(width))
         self.activation = _ACTIVATIONS[config.activation]
 
     def project(self, x: Tensor) -> Tensor:
         """up(act(down(x))) of x [B, T, d]."""
-        inner = self.activation(x @ self.down.mT + self.down_bias[..., None, :])
-        return inner @ self.up.mT + self.up_bias[..., None, :]
+        projected: Tensor = self.up(self.activation(self.down(x)))
+        return projected
 
 
 class _Houlsby(_Bottleneck):

@@ -55,6 +55,8 @@ STARTS_ELSEWHERE = "its factors are random on both sides, so each bottleneck add
 class _Projection(nn.Module):
     """x W + b by its factors: W itself is never formed."""
 
+    example_axis = True
+
     def __init__(self, rules: nn.Parameter, inputs: int, outputs: int, rank: int, rng: torch.Generator) -> None:
         super().__init__()
         n = len(rules)

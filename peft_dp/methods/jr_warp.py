@@ -48,6 +48,8 @@ STARTS_ELSEWHERE = "the prompt is random, and every token attends to it"
 
 
 class _Projected(nn.Module):
+    example_axis = True
+
     def __init__(self, z: nn.Parameter, projection: Projection) -> None:
         super().__init__()
         self.z = z

@@ -48,6 +48,16 @@ class Config:
 EXAMPLE = Config(rank=2, alpha=4)
 
 
+def linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
+    """A new layer of the weight [out, in] and the bias [out]; made on no device, so that torch draws nothing."""
+    outputs, inputs = weight.shape
+    layer = nn.Linear(inputs, outputs, bias=bias is not None, device="meta")
+    layer.weight = nn.Parameter(weight)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias)
+    return layer
+
+
 class Branch(nn.Module):
     """Adds (alpha / r) B A x to a linear layer's output."""
 
@@ -55,17 +65,18 @@ class Branch(nn.Module):
         super().__init__()
         weight = site.get_parameter("weight")  # [out, in]
         a = nn.init.kaiming_uniform_(torch.empty(rank, weight.shape[1]), a=math.sqrt(5), generator=rng)
-        self.a = nn.Parameter(a.to(weight))
-        self.b = nn.Parameter(weight.new_zeros(len(weight), rank))
+        self.a = linear(a.to(weight))
+        self.b = linear(weight.new_zeros(len(weight), rank))
         self.scale = alpha / rank
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """The shifted output [B, T, out] of input x [B, T, in] and output y."""
-        return y + self.scale * (x @ self.a.mT @ self.b.mT)
+        shifted: Tensor = y + self.scale * self.b(self.a(x))
+        return shifted
 
     def fold(self, site: nn.Module) -> None:
         """Adds the product to the layer's weight."""
-        site.get_parameter("weight").add_(self.b @ self.a, alpha=self.scale)
+        site.get_parameter("weight").add_(self.b.weight @ self.a.weight, alpha=self.scale)
 
 
 def install(backbone: Backbone, config: Config, rng: torch.Generator) -> None:

@@ -64,6 +64,8 @@ EXAMPLE = Config(rank=2)
 class Branch(nn.Module):
     """The carriers of a linear layer's gradient, which add nothing to its output."""
 
+    example_axis = True
+
     def __init__(self, weight: Tensor, config: Config, rng: torch.Generator) -> None:
         super().__init__()
         out, width = weight.shape

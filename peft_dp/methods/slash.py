@@ -108,6 +108,8 @@ class _Regenerated(torch.autograd.Function):
 
 
 class _Shift(nn.Module):
+    example_axis = True
+
     def __init__(self, z: nn.Parameter, projection: Projection) -> None:
         super().__init__()
         self.z = z

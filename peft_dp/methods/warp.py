@@ -41,6 +41,8 @@ STARTS_ELSEWHERE = "the vectors are random, and every token attends to them"
 
 
 class _Prompt(nn.Module):
+    example_axis = True
+
     def __init__(self, vectors: Tensor) -> None:
         super().__init__()
         self.vectors = nn.Parameter(vectors)

@@ -1,28 +1,31 @@
 """Per-example gradients and their clipped sum, at about the cost of an ordinary backward pass.
 
-One forward pass records, at every module that owns a trained parameter, its
-input; one backward pass gives the gradient at its output. From these two
-each example's gradient norm follows without its gradient (ghost norms:
-Goodfellow 2015, arXiv 1510.01799; Li et al. 2022, arXiv 2110.05679), and so does the clipped sum, with no second
-pass (book-keeping: Bu et al. 2023, arXiv 2210.00038). Where the per-example
-gradient itself is small (a bias, a gamma, a narrow weight) it is formed.
+A forward hook passes the output of every module that owns a trained parameter
+through a tap, an identity whose backward pass hands over the gradient. From it
+and the module's input each example's gradient is formed on the spot where it is
+small (a bias, a gamma, a narrow weight). Of a wide weight only the norm is
+found, without the gradient (ghost norms: Goodfellow 2015, arXiv 1510.01799; Li
+et al. 2022, arXiv 2110.05679), and input and gradient are kept for the clipped
+sum, so that there is no second pass (book-keeping: Bu et al. 2023, arXiv
+2210.00038). A bias keeps nothing from the forward pass, and no layer below the
+lowest tap is passed back through.
 
 A weight computed from parameters (torch's parametrizations) passes its
 gradient on to them, for each example.
 
 A parameter of any other module is given a leading example axis instead: the
 module computes with [B, ...] where it had [...], and the gradient of that
-tensor is the per-example gradient.
+tensor is the per-example gradient. Such a module says so by `example_axis`.
 
-Why not autograd hooks on parameters: a parameter's gradient arrives summed
-over the batch; what tells examples apart is only there at the outputs.
+Why not hooks on parameters: a parameter's gradient arrives summed over the
+batch; what tells examples apart is only there at the outputs.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -30,11 +33,15 @@ from torch.func import functional_call, vjp, vmap
 from torch.nn import functional
 from torch.nn.utils.parametrize import is_parametrized
 
-from peft_dp.backbones import Backbone
-from peft_dp.training.batching import Batch
+if TYPE_CHECKING:
+    from peft_dp.job import Job
+    from peft_dp.training.batching import Batch
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""(logits [B, C], labels [B]) -> losses [B]."""
+GAMMA = 0.01
+"""Of automatic clipping (Bu et al. 2022, arXiv 2206.07136, AUTO-S; the value of DP-BiTFiT's code)."""
+
+FORMED = 2**22
+"""Values of the gradients formed at a time where only their norms or their sum are kept."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,7 @@ class Clipped:
     Attributes:
         sums: Name -> sum over examples of the clipped gradient, in the parameter's shape.
         losses: Loss of each example [B].
-        norms: Gradient norm of each example before clipping [B]; empty where nothing was clipped.
+        norms: Gradient norm of each example before clipping [B].
     """
 
     sums: dict[str, Tensor]
@@ -52,28 +59,287 @@ class Clipped:
     norms: Tensor
 
 
-def clipped_sum(backbone: Backbone, batch: Batch, loss: Loss, clip: float) -> Clipped:
-    """Sum over examples of g_i * min(1, clip / |g_i|), |g_i| over all trained parameters (Abadi et al. 2016).
-
-    With clip = inf every factor is 1 and an ordinary backward pass gives the sum.
-    """
-    if clip == math.inf:
-        trained = backbone.trained()
-        losses = loss(backbone.logits(batch), batch.labels)
-        sums = dict(zip(trained, torch.autograd.grad(losses.sum(), list(trained.values())), strict=True))
-        for name, mask in backbone.masks.items():
-            sums[name] = sums[name] * mask
-        return Clipped(sums, losses.detach(), losses.new_empty(0))
-    parts, losses = _record(backbone, batch, loss)
-    norms = torch.stack([part.square_norm() for part in parts.values()]).sum(0).sqrt()  # [B]
-    factors = (clip / norms).clamp(max=1.0)
-    return Clipped({name: part.weighted(factors) for name, part in parts.items()}, losses, norms)
+def clipped_sum(job: Job, batch: Batch, clip: float, clipping: str = "abadi") -> Clipped:
+    """Sum over examples of g_i times its clipping factor, see `factors`; |g_i| is over all trained parameters."""
+    backbone = job.backbone
+    recorded = record(backbone.model, lambda: job.losses(batch), len(batch), backbone.masks)
+    sums = zeros(backbone.model)
+    return Clipped(sums, recorded.losses, recorded.add_clipped(sums, clip, clipping))
 
 
-def per_example_gradients(backbone: Backbone, batch: Batch, loss: Loss) -> Tensor:
+def per_example_gradients(job: Job, batch: Batch) -> Tensor:
     """Gradients of each example [B, P], parameters flattened in the model's order; for tests and small models."""
-    parts, _ = _record(backbone, batch, loss)
-    return torch.cat([part.each().flatten(1) for part in parts.values()], dim=1)
+    return record(job.backbone.model, lambda: job.losses(batch), len(batch), job.backbone.masks).each()
+
+
+def zeros(model: nn.Module) -> dict[str, Tensor]:
+    """Name -> zeros in the shape of each trained parameter, contiguous."""
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return {name: torch.zeros_like(p, memory_format=torch.contiguous_format) for name, p in trained.items()}
+
+
+def factors(norms: Tensor, clip: float, clipping: str) -> Tensor:
+    """What each gradient is multiplied with [B], given their norms [B].
+
+    "abadi": min(1, clip / |g|) (Abadi et al. 2016); "automatic": clip / (|g| + 0.01), which leaves no norm to choose.
+    Either way no product is longer than `clip`. An example whose norm is not finite gets 0.
+    """
+    found = clip / (norms + GAMMA) if clipping == "automatic" else (clip / norms).clamp(max=1.0)
+    return torch.where(norms.isfinite(), found, 0.0)
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What one forward and backward pass leaves.
+
+    Attributes:
+        parts: Name of each trained parameter -> what gives its gradient of each example.
+        losses: Loss of each example [B].
+    """
+
+    parts: Mapping[str, Part]
+    losses: Tensor
+
+    def each(self) -> Tensor:
+        """Gradients of each example [B, P], parameters flattened in the model's order."""
+        return torch.cat([part.each().flatten(1) for part in self.parts.values()], dim=1)
+
+    def add_clipped(self, sums: dict[str, Tensor], clip: float, clipping: str) -> Tensor:
+        """Adds each example's clipped gradient to `sums`; gives the norms before clipping [B].
+
+        An example without a finite gradient adds nothing: stopping because of it would tell of it.
+        """
+        squares = torch.stack([part.square_norm() for part in self.parts.values()]).sum(0)
+        norms = squares.clamp(min=0).sqrt()
+        weights, lost = factors(norms, clip, clipping), ~norms.isfinite()
+        some = bool(lost.any())
+        for name, part in self.parts.items():
+            (part.without(lost) if some else part).add_to(sums[name], weights)
+        return norms
+
+
+def record(
+    model: nn.Module, losses: Callable[[], Tensor], examples: int, masks: Mapping[str, Tensor] | None = None
+) -> Recorded:
+    """One forward and backward pass.
+
+    Args:
+        model: Those of its parameters train that require a gradient.
+        losses: Calls the model and gives the loss of each example [B]; none may depend on another example.
+        examples: B.
+        masks: Name of a parameter -> where it trains; without an entry, everywhere.
+
+    Raises:
+        ValueError: The gradient of one example cannot be told: a parameter has no rule or two modules, a module
+            is not called once, or has one row for many examples; or there is not one loss for each example.
+    """
+    taps = _Taps(model, examples, masks or {})
+    expanded = {
+        name: p.detach().expand(examples, *p.shape).requires_grad_() for name, p in _expanded(model, taps.names).items()
+    }
+    with taps:
+        found = functional_call(_Call(model, losses), {f"model.{name}": value for name, value in expanded.items()}, ())
+    if found.shape != (examples,):
+        raise ValueError(f"losses have shape {tuple(found.shape)}, but must be one for each of {examples} examples")
+    _, *gradients = torch.autograd.grad(found.sum(), [taps.anchor, *expanded.values()], allow_unused=True)
+    for name, gradient in zip(expanded, gradients, strict=True):
+        if gradient is not None:
+            taps.put(name, _Each(gradient))
+    if not taps.parts:
+        raise ValueError("the losses depend on nothing that trains")
+    order = [name for name, p in model.named_parameters() if name in taps.parts]
+    return Recorded({name: taps.parts[name] for name in order}, found.detach())
+
+
+def check_independent(model: nn.Module, losses: Callable[[], Tensor]) -> None:
+    """Checks that of two examples the loss of one has no gradient at the other.
+
+    Where it has, through a batch norm or a batch axis that is not the first, no clip bounds what one example does.
+
+    Args:
+        model: As in `record`.
+        losses: Likewise, of two examples.
+
+    Raises:
+        ValueError: It has; or as `record`.
+    """
+
+    def first() -> Tensor:
+        found = losses()
+        return found * found.new_tensor([1.0, 0.0])
+
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        for name, part in record(model, first, 2).parts.items():
+            if part.square_norm()[1] != 0:
+                raise ValueError(
+                    f"the loss of one example has a gradient at another, seen at {name}: a module mixes examples, "
+                    "as a batch norm does, or has its batch axis elsewhere than first"
+                )
+
+
+class _Call(nn.Module):
+    """Losses as a module that has the model, so that its parameters can be exchanged for the call."""
+
+    def __init__(self, model: nn.Module, losses: Callable[[], Tensor]) -> None:
+        super().__init__()
+        self.model = model
+        self.losses = losses
+
+    def forward(self) -> Tensor:
+        return self.losses()
+
+
+class _Taps:
+    """Taps on every module that owns a trained parameter for which there is a rule.
+
+    Attributes:
+        names: Those parameters.
+        parts: What the backward pass has given so far.
+        anchor: What the taps lead to, so that the backward pass reaches each and goes no further.
+    """
+
+    def __init__(self, model: nn.Module, examples: int, masks: Mapping[str, Tensor]) -> None:
+        self.names: set[str] = set()
+        self.parts: dict[str, Part] = {}
+        self.anchor = torch.zeros((), requires_grad=True)
+        self._examples = examples
+        self._masks = masks
+        self._watched: dict[str, tuple[nn.Module, list[str]]] = {}  # path -> module and its trained parameters
+        for path, module in model.named_modules():
+            if _kind(module) in _RULES and (locals_ := _own(module)):
+                self._watched[path] = module, locals_
+                self.names |= {_join(path, local) for local in locals_}
+
+    def __enter__(self) -> None:
+        self._called: set[str] = set()
+        self._handles = [
+            module.register_forward_hook(self._hook(path), prepend=True) for path, (module, _) in self._watched.items()
+        ]
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        if kind is None and (silent := self._watched.keys() - self._called):
+            raise ValueError(f"{min(silent)} has trained parameters, but is not called: freeze it, or call it")
+
+    def put(self, name: str, part: _Whole) -> None:
+        """Takes what gives a parameter's gradients, its mask respected."""
+        self.parts[name] = part.only(self._masks[name]) if name in self._masks else part
+
+    def _hook(self, path: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
+        def tap(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+            if path in self._called:
+                raise ValueError(f"{path} is called twice in one forward pass, which its rule does not cover")
+            if len(output) != self._examples:
+                raise ValueError(
+                    f"{path} has {len(output)} rows for {self._examples} examples, so that one example's gradient "
+                    "cannot be told: give it a row for each (to positions and token types, pass them to the model)"
+                )
+            self._called.add(path)
+            locals_ = self._watched[path][1]
+            held = [inputs[0].detach()] if any(local != "bias" for local in locals_) else [None]
+
+            def take(gradient: Tensor) -> None:
+                a = held.pop()  # freed here, not with the graph
+                for local in locals_:
+                    self.put(_join(path, local), _RULES[_kind(module)](module, local, a, gradient))
+
+            tapped: Tensor = _Tap.apply(output, self.anchor.to(output.device), take)  # type: ignore[no-untyped-call]
+            return tapped
+
+        return tap
+
+
+class _Tap(torch.autograd.Function):
+    """The identity; its backward pass hands the gradient over before it goes on."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, anchor: Tensor, take: Callable[[Tensor], None]) -> Tensor:
+        ctx.take = take
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        ctx.take(gradient)
+        return gradient, None, None
+
+
+def _expanded(model: nn.Module, ruled: set[str]) -> dict[str, nn.Parameter]:
+    """Trained parameters that no rule covers; each of their modules computes with a leading example axis."""
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if tied := ruled - trained.keys():
+        raise ValueError(f"{min(tied)} is another module's parameter too, which its rule does not cover: freeze it")
+    found = {name: p for name, p in trained.items() if name not in ruled}
+    for name in found:
+        module = model.get_submodule(name.rpartition(".")[0])
+        if not getattr(module, "example_axis", False):
+            raise ValueError(
+                f"{name} trains, but there is no rule for {type(module).__name__}: freeze it, or let the module "
+                "compute with a leading example axis, [B, ...] for [...], and say so by `example_axis = True`"
+            )
+    return found
+
+
+def _join(path: str, local: str) -> str:
+    return f"{path}.{local}" if path else local
+
+
+def _kind(module: nn.Module) -> type[nn.Module]:
+    """The module's class; of a linear layer whose weight is computed, the one it was before."""
+    return nn.Linear if isinstance(module, nn.Linear) and is_parametrized(module, "weight") else type(module)
+
+
+def _own(module: nn.Module) -> list[str]:
+    """The module's own trained parameters and those behind its weight, not those of other modules below it."""
+    return [
+        name
+        for name, p in module.named_parameters()
+        if p.requires_grad and ("." not in name or name.startswith(_BEHIND))
+    ]
+
+
+_BEHIND = "parametrizations.weight."
+
+
+def _linear(module: nn.Linear, name: str, a: Tensor, g: Tensor) -> _Whole:
+    g = g.reshape(len(g), -1, g.shape[-1])
+    if name == "bias":
+        return _Each(g.sum(1))
+    a = a.reshape(len(a), -1, a.shape[-1])
+    product = _Product(a, g)
+    if name != "weight":
+        return _Behind(product, _pull(module, name))
+    # The Gram matrices cost T^2 (in + out), forming the gradient T in out.
+    wide = module.in_features * module.out_features > a.shape[1] * (module.in_features + module.out_features)
+    return product if wide else _Each(product.each())
+
+
+def _pull(module: nn.Linear, name: str) -> Callable[[Tensor], tuple[Tensor]]:
+    """From a gradient of the weight to that of the parameter of this name, which the weight is computed from."""
+    maker, local = module.get_submodule(_BEHIND.rstrip(".")), name.removeprefix(_BEHIND)
+    held = {n: p.detach() for n, p in maker.named_parameters()}
+    pull: Callable[[Tensor], tuple[Tensor]]
+    pull = vjp(lambda value: functional_call(maker, held | {local: value}, ()), held[local])[1]
+    return pull
+
+
+def _norm(module: nn.LayerNorm, name: str, a: Tensor, g: Tensor) -> _Whole:
+    if name == "weight":
+        g = g * functional.layer_norm(a, module.normalized_shape, eps=module.eps)
+    return _Each(g.flatten(1, -2).sum(1))
+
+
+def _embedding(module: nn.Embedding, name: str, ids: Tensor, g: Tensor) -> _Whole:
+    if module.padding_idx is not None:
+        g = g.masked_fill((ids == module.padding_idx)[..., None], 0)
+    return _Rows(ids, g, module.weight.shape)
+
+
+_RULES: Mapping[type[nn.Module], Callable[..., _Whole]] = {
+    nn.Linear: _linear,
+    nn.LayerNorm: _norm,
+    nn.Embedding: _embedding,
+}
 
 
 @dataclass(frozen=True)
@@ -88,11 +354,14 @@ class _Each:
     def only(self, mask: Tensor) -> _Masked:
         return _Masked(self.gradient[:, mask], mask)
 
+    def without(self, lost: Tensor) -> _Each:
+        return _Each(_zeroed(self.gradient, lost))
+
     def square_norm(self) -> Tensor:
         return self.gradient.flatten(1).square().sum(1)
 
-    def weighted(self, factors: Tensor) -> Tensor:
-        return torch.einsum("b,b...->...", factors, self.gradient)
+    def add_to(self, total: Tensor, weights: Tensor) -> None:
+        total.view(-1).addmv_(self.gradient.flatten(1).T, weights)
 
 
 @dataclass(frozen=True)
@@ -107,13 +376,14 @@ class _Masked:
         zeros[:, self.mask] = self.entries
         return zeros
 
+    def without(self, lost: Tensor) -> _Masked:
+        return _Masked(_zeroed(self.entries, lost), self.mask)
+
     def square_norm(self) -> Tensor:
         return self.entries.square().sum(1)
 
-    def weighted(self, factors: Tensor) -> Tensor:
-        zeros = self.entries.new_zeros(self.mask.shape)
-        zeros[self.mask] = factors @ self.entries
-        return zeros
+    def add_to(self, total: Tensor, weights: Tensor) -> None:
+        total[self.mask] += weights @ self.entries
 
 
 @dataclass(frozen=True)
@@ -130,11 +400,16 @@ class _Product:
         rows, columns = mask.nonzero(as_tuple=True)
         return _Masked((self.g[..., rows] * self.a[..., columns]).sum(1), mask)
 
+    def without(self, lost: Tensor) -> _Product:
+        return _Product(_zeroed(self.a, lost), _zeroed(self.g, lost))
+
     def square_norm(self) -> Tensor:
         return (self.a @ self.a.mT).mul_(self.g @ self.g.mT).sum((1, 2))
 
-    def weighted(self, factors: Tensor) -> Tensor:
-        return (self.g * factors[:, None, None]).flatten(0, 1).T @ self.a.flatten(0, 1)
+    def add_to(self, total: Tensor, weights: Tensor) -> None:
+        a, g, column = self.a, self.g, weights[:, None, None]
+        a, g = (a * column, g) if a.shape[2] < g.shape[2] else (a, g * column)
+        total.addmm_(g.flatten(0, 1).T, a.flatten(0, 1))
 
 
 @dataclass(frozen=True)
@@ -153,13 +428,15 @@ class _Rows:
         rows, columns = mask.nonzero(as_tuple=True)
         return _Masked(((self.ids[..., None] == rows) * self.g[..., columns]).sum(1), mask)
 
+    def without(self, lost: Tensor) -> _Rows:
+        return replace(self, g=_zeroed(self.g, lost))
+
     def square_norm(self) -> Tensor:
         same = self.ids[:, :, None] == self.ids[:, None, :]
         return (self.g @ self.g.mT).mul_(same).sum((1, 2))
 
-    def weighted(self, factors: Tensor) -> Tensor:
-        g = self.g * factors[:, None, None]
-        return self.g.new_zeros(self.shape).index_add_(0, self.ids.flatten(), g.flatten(0, 1))
+    def add_to(self, total: Tensor, weights: Tensor) -> None:
+        total.index_add_(0, self.ids.flatten(), (self.g * weights[:, None, None]).flatten(0, 1))
 
 
 @dataclass(frozen=True)
@@ -176,110 +453,26 @@ class _Behind:
     def only(self, mask: Tensor) -> _Masked:
         return _Each(self.each()).only(mask)
 
+    def without(self, lost: Tensor) -> _Behind:
+        return replace(self, weight=self.weight.without(lost))
+
     def square_norm(self) -> Tensor:
-        return _Each(self.each()).square_norm()
+        a, g = self.weight.a, self.weight.g
+        size = max(1, FORMED // (a.shape[2] * g.shape[2]))
+        cuts = [slice(at, at + size) for at in range(0, len(a), size)]
+        parts = [replace(self, weight=_Product(a[cut], g[cut])) for cut in cuts]
+        return torch.cat([_Each(part.each()).square_norm() for part in parts])
 
-    def weighted(self, factors: Tensor) -> Tensor:
-        return self.pull(self.weight.weighted(factors))[0]
-
-
-_Part = _Each | _Product | _Rows | _Behind
-_Any = _Part | _Masked
-
-
-def _linear(module: nn.Linear, name: str, a: Tensor, g: Tensor) -> _Part:
-    a, g = (a[:, None], g[:, None]) if a.dim() == 2 else (a, g)
-    if name == "bias":
-        return _Each(g.sum(1))
-    product = _Product(a, g)
-    if name != "weight":
-        return _Behind(product, _pull(module, name))
-    # The Gram matrices cost T^2 (in + out), forming the gradient T in out.
-    wide = module.in_features * module.out_features > a.shape[1] * (module.in_features + module.out_features)
-    return product if wide else _Each(product.each())
+    def add_to(self, total: Tensor, weights: Tensor) -> None:
+        gradient = self.weight.a.new_zeros(self.weight.g.shape[2], self.weight.a.shape[2])
+        self.weight.add_to(gradient, weights)
+        total.add_(self.pull(gradient)[0])
 
 
-def _pull(module: nn.Linear, name: str) -> Callable[[Tensor], tuple[Tensor]]:
-    """From a gradient of the weight to that of the parameter of this name, which the weight is computed from."""
-    maker, local = module.get_submodule(_BEHIND.rstrip(".")), name.removeprefix(_BEHIND)
-    held = {n: p.detach() for n, p in maker.named_parameters()}
-    pull: Callable[[Tensor], tuple[Tensor]]
-    pull = vjp(lambda value: functional_call(maker, held | {local: value}, ()), held[local])[1]
-    return pull
+_Whole = _Each | _Product | _Rows | _Behind
+Part = _Whole | _Masked
 
 
-def _norm(module: nn.LayerNorm, name: str, a: Tensor, g: Tensor) -> _Part:
-    if name == "weight":
-        g = g * functional.layer_norm(a, module.normalized_shape, eps=module.eps)
-    return _Each(g.flatten(1, -2).sum(1))
-
-
-def _embedding(module: nn.Embedding, name: str, ids: Tensor, g: Tensor) -> _Part:
-    if module.padding_idx is not None:
-        g = g.masked_fill((ids == module.padding_idx)[..., None], 0)
-    return _Rows(ids, g, module.weight.shape)
-
-
-_RULES: Mapping[type[nn.Module], Callable[..., _Part]] = {
-    nn.Linear: _linear,
-    nn.LayerNorm: _norm,
-    nn.Embedding: _embedding,
-}
-
-
-_BEHIND = "parametrizations.weight."
-
-
-def _kind(module: nn.Module) -> type[nn.Module]:
-    """The module's class; of a linear layer whose weight is computed, the one it was before."""
-    return nn.Linear if isinstance(module, nn.Linear) and is_parametrized(module, "weight") else type(module)
-
-
-def _names(module: nn.Module) -> list[str]:
-    """The module's own trained parameters and those behind its weight, not those of other modules below it."""
-    return [
-        name
-        for name, p in module.named_parameters()
-        if p.requires_grad and ("." not in name or name.startswith(_BEHIND))
-    ]
-
-
-def _record(backbone: Backbone, batch: Batch, loss: Loss) -> tuple[dict[str, _Any], Tensor]:
-    """One forward and backward pass: name -> what gives each example's gradient; and the losses [B]."""
-    trained = backbone.trained()
-    owned: dict[str, tuple[str, nn.Module, str]] = {}  # trained name -> path, module and name of the parameter in it
-    for path, module in backbone.model.named_modules():
-        if _kind(module) in _RULES:
-            owned |= {f"{path}.{name}": (path, module, name) for name in _names(module)}
-    assert owned.keys() <= trained.keys(), "two modules own one parameter"
-    expanded = {
-        name: p.detach().expand(len(batch), *p.shape).clone().requires_grad_()
-        for name, p in trained.items()
-        if name not in owned
-    }
-    seen: dict[str, tuple[Tensor, Tensor]] = {}  # path -> input and output
-
-    def keep(path: str) -> Callable[[nn.Module, tuple[Tensor], Tensor], None]:
-        def hook(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-            assert path not in seen, f"{path} is used twice in one forward pass"
-            assert len(output) == len(batch), f"{path} has {len(output)} rows for {len(batch)} examples"
-            seen[path] = (inputs[0].detach(), output)
-
-        return hook
-
-    watched = {path: module for path, module, _ in owned.values()}
-    handles = [module.register_forward_hook(keep(path), prepend=True) for path, module in watched.items()]
-    try:
-        output = functional_call(backbone.model, expanded, (), backbone.inputs(batch))
-    finally:
-        for handle in handles:
-            handle.remove()
-    losses = loss(output if isinstance(output, Tensor) else output.logits, batch.labels)
-    outputs = [output for _, output in seen.values()]
-    found = torch.autograd.grad(losses.sum(), [*outputs, *expanded.values()])
-    at = dict(zip([*seen, *expanded], found, strict=True))
-    parts: dict[str, _Part] = {name: _Each(at[name]) for name in expanded}
-    for name, (path, module, local) in owned.items():
-        parts[name] = _RULES[_kind(module)](module, local, seen[path][0], at[path])
-    masks = backbone.masks
-    return {n: parts[n].only(masks[n]) if n in masks else parts[n] for n in trained}, losses.detach()
+def _zeroed(values: Tensor, lost: Tensor) -> Tensor:
+    """Values [B, ...] with zeros in the rows of lost examples [B]."""
+    return values.masked_fill(lost.view(-1, *[1] * (values.dim() - 1)), 0)

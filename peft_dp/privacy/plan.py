@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from importlib.metadata import version
+from typing import Any, Literal
 
-from peft_dp.spec import Spec
+from peft_dp.spec import Privacy, Spec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,7 @@ class Plan:
         sampling: "poisson" draws each example alone with chance `sample_rate`; "shuffle" cuts a permutation.
         sample_rate: Chance that an example is in a batch, batch / N.
         clip: L2 bound of one example's gradient over all trained parameters.
+        clipping: "abadi" or "automatic", see `gradients.factors`.
         noise_multiplier: Standard deviation of the noise on the summed gradient, over `clip`.
         delta: Failure probability of the guarantee; 0 without privacy.
         accountant: Name of the accountant in Opacus; empty without privacy.
@@ -42,6 +44,7 @@ class Plan:
     sampling: Literal["poisson", "shuffle"]
     sample_rate: float
     clip: float = math.inf
+    clipping: Literal["abadi", "automatic"] = "abadi"
     noise_multiplier: float = 0.0
     delta: float = 0.0
     accountant: str = ""
@@ -61,35 +64,52 @@ def calibrate(spec: Spec, examples: int) -> Plan:
     Raises:
         ValueError: The logical batch is larger than the data.
     """
-    if spec.batch > examples:
-        raise ValueError(
-            f"batch {spec.batch} is larger than the {examples} training examples of {spec.task}: "
-            f"choose a batch of at most {examples}"
-        )
-    privacy = spec.privacy
-    per_epoch = math.ceil(examples / spec.batch) if privacy is None else examples // spec.batch
-    steps, rate = spec.epochs * per_epoch, spec.batch / examples
-    if privacy is None:
-        return Plan(
-            examples=examples,
-            batch=spec.batch,
-            steps=steps,
-            steps_per_epoch=per_epoch,
-            sampling="shuffle",
-            sample_rate=rate,
-        )
+    if spec.privacy is not None:
+        return private_plan(spec.privacy, examples, spec.batch, spec.epochs)
+    _check(examples, spec.batch)
+    per_epoch = math.ceil(examples / spec.batch)
     return Plan(
         examples=examples,
         batch=spec.batch,
+        steps=spec.epochs * per_epoch,
+        steps_per_epoch=per_epoch,
+        sampling="shuffle",
+        sample_rate=spec.batch / examples,
+    )
+
+
+def private_plan(privacy: Privacy, examples: int, batch: int, epochs: int) -> Plan:
+    """The plan of `epochs` times floor(examples / batch) private steps; warns where delta is above 1 / examples.
+
+    Raises:
+        ValueError: The logical batch is larger than the data.
+    """
+    _check(examples, batch)
+    if privacy.delta > 1 / examples:
+        start = f"delta {privacy.delta:g} is above 1/{examples}: publishing a few examples whole would also satisfy it"
+        warnings.warn(f"{start}; choose a delta well below {1 / examples:.1g}", stacklevel=2)
+    per_epoch = examples // batch
+    steps, rate = epochs * per_epoch, batch / examples
+    return Plan(
+        examples=examples,
+        batch=batch,
         steps=steps,
         steps_per_epoch=per_epoch,
         sampling=privacy.sampling,
         sample_rate=rate,
         clip=privacy.clip,
+        clipping=privacy.clipping,
         noise_multiplier=_noise(privacy.epsilon, privacy.delta, privacy.accountant, rate, steps),
         delta=privacy.delta,
         accountant=privacy.accountant,
     )
+
+
+def _check(examples: int, batch: int) -> None:
+    if batch > examples:
+        raise ValueError(
+            f"batch {batch} is larger than the {examples} training examples: choose a batch of at most {examples}"
+        )
 
 
 @cache
@@ -116,6 +136,28 @@ def spent(plan: Plan, steps: int) -> float:
     accountant.history = [(plan.noise_multiplier, plan.sample_rate, steps)]
     with quiet():
         return float(accountant.get_epsilon(delta=plan.delta))
+
+
+def ledger(plan: Plan, steps: int, *, seeded: bool) -> dict[str, Any]:
+    """What `steps` private steps have spent, and all that it follows from; made of what was run, not planned."""
+    return {
+        "epsilon": spent(plan, steps),
+        "delta": plan.delta,
+        "accountant": plan.accountant,
+        "accountant_version": f"opacus {version('opacus')}",
+        "covers": "one run: choosing among runs by their scores on private data is not counted",
+        "neighbouring": "add or remove one example",
+        "noise_multiplier": plan.noise_multiplier,
+        "noise": "seeded: who knows the seed can take it away, so keep the weights" if seeded else "secure",
+        "sampling": plan.sampling,
+        "matches_accountant": plan.sampling == "poisson",
+        "sample_rate": plan.sample_rate,
+        "steps": steps,
+        "clip": plan.clip,
+        "clipping": plan.clipping,
+        "examples": plan.examples,
+        "logical_batch": plan.batch,
+    }
 
 
 @contextmanager

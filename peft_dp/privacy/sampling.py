@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 import torch
 
+from peft_dp import rng
 from peft_dp.privacy.plan import Plan
 
 
-def epoch(plan: Plan, rng: torch.Generator) -> Iterator[list[int]]:
+def epoch(plan: Plan, source: rng.Source) -> Iterator[list[int]]:
     """The logical batches of one epoch, as example indices.
 
     Poisson: every example is in every batch with chance `plan.sample_rate`,
@@ -18,8 +19,9 @@ def epoch(plan: Plan, rng: torch.Generator) -> Iterator[list[int]]:
     """
     if plan.sampling == "poisson":
         for _ in range(plan.steps_per_epoch):
-            yield (torch.rand(plan.examples, generator=rng) < plan.sample_rate).nonzero().flatten().tolist()
+            yield (rng.chances(source, plan.examples) < plan.sample_rate).nonzero().flatten().tolist()
     else:
-        order = torch.randperm(plan.examples, generator=rng).tolist()
+        assert isinstance(source, torch.Generator)
+        order = torch.randperm(plan.examples, generator=source).tolist()
         for step in range(plan.steps_per_epoch):
             yield order[step * plan.batch : (step + 1) * plan.batch]

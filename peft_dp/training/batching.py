@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,6 +71,11 @@ class Encoded:
     def __len__(self) -> int:
         """Number of examples."""
         return len(self.ids)
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """Number of tokens of each example."""
+        return [len(ids) for ids in self.ids]
 
     def batch(self, indices: Sequence[int], device: str) -> Batch:
         """The examples of `indices`, padded to the longest of them."""

@@ -21,7 +21,8 @@ from peft_dp import rng
 from peft_dp.backbones import Backbone
 from peft_dp.job import Job
 from peft_dp.privacy import sampling
-from peft_dp.privacy.gradients import clipped_sum
+from peft_dp.privacy.engine import noised_sum
+from peft_dp.privacy.gradients import check_independent
 from peft_dp.spec import Optimiser
 from peft_dp.training.trail import Epoch
 
@@ -67,7 +68,7 @@ def fit(job: Job, progress: TextIO | None = None) -> Trained:
             phase = Phase(job, len(epochs) * job.plan.steps_per_epoch)
             for _ in range(length):
                 start = time.perf_counter()
-                tally = Tally(job.device)
+                tally = Tally(job.device, job.plan.clip)
                 for indices in sampling.epoch(job.plan, batches):
                     phase.step(noised_mean(job, indices, noise, tally))
                     bar.update()
@@ -90,6 +91,8 @@ class Phase:
     """
 
     def __init__(self, job: Job, done: int) -> None:
+        if job.plan.private:
+            check_independent(job.backbone.model, lambda: job.losses(job.train.batch([0, 1], job.device)))
         self._bound = job.spec.optimiser.max_grad_norm
         self._updated = job.backbone.updated()
         self._optimiser = _OPTIMISERS[job.spec.optimiser.name](_groups(job), job.spec.optimiser)
@@ -115,29 +118,24 @@ class Phase:
 def noised_mean(job: Job, indices: list[int], noise: torch.Generator, tally: Tally) -> dict[str, Tensor]:
     """The gradient of one step: (clipped sum over the logical batch + noise) / batch.
 
-    Noise is added once, to the sum over all physical batches. Under Poisson
-    sampling the divisor is the expected batch, a constant: the actual one would
-    tell how many examples were drawn.
+    Under Poisson sampling the divisor is the expected batch, a constant: the
+    actual one would tell how many examples were drawn.
 
     A method's penalty does not look at the data: its gradient comes after the noise.
     What a method makes of the released gradient (`release`) spends no privacy.
     """
     if begin_step := getattr(job.method, "begin_step", None):
         begin_step(job.backbone, noise)
-    sums = {name: torch.zeros_like(parameter) for name, parameter in job.backbone.trained().items()}
-    for cut in job.train.cut(indices):
-        batch = job.train.batch(cut, job.device)
-        part = clipped_sum(job.backbone, batch, job.loss, job.plan.clip)
-        tally.add(batch.mask, part.losses, part.norms > job.plan.clip)
-        for name, value in part.sums.items():
-            sums[name] += value
+    sums = noised_sum(
+        job.backbone.model,
+        lambda cut: job.losses(job.train.batch(cut, job.device)),
+        job.train.cut(indices),
+        job.plan,
+        noise,
+        masks=job.backbone.masks,
+        watch=lambda cut, losses, norms: tally.add(sum(job.train.lengths[i] for i in cut), losses, norms),
+    )
     tally.steps += 1
-    if job.plan.private:
-        std = job.plan.noise_multiplier * job.plan.clip
-        for name, value in sums.items():
-            value += torch.normal(0.0, std, value.shape, generator=noise, device=value.device)
-            if name in job.backbone.masks:
-                value *= job.backbone.masks[name]
     size = job.plan.batch if job.plan.sampling == "poisson" else len(indices)
     mean = {name: value.div_(size) for name, value in sums.items()}
     if penalty := getattr(job.method, "penalty", None):
@@ -156,17 +154,17 @@ def _add_gradient(mean: dict[str, Tensor], penalty: Tensor, trained: dict[str, n
 class Tally:
     """Sums over an epoch, kept on the device so that counting does not stop it."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, clip: float = math.inf) -> None:
         self.loss = torch.zeros((), device=device, dtype=torch.float64)
         self.clipped = torch.zeros((), device=device, dtype=torch.int64)
-        self.tokens = torch.zeros((), device=device, dtype=torch.int64)
-        self.examples = self.steps = 0
+        self.tokens = self.examples = self.steps = 0
+        self._clip = clip
 
-    def add(self, mask: Tensor, losses: Tensor, clipped: Tensor) -> None:
-        """Counts a physical batch: its mask [B, T], losses [B] and whether each gradient was clipped [B]."""
+    def add(self, tokens: int, losses: Tensor, norms: Tensor) -> None:
+        """Counts a physical batch: its tokens, losses [B] and norms of gradients [B]."""
         self.loss += losses.sum()
-        self.clipped += clipped.sum()
-        self.tokens += mask.sum()
+        self.clipped += (norms > self._clip).sum()
+        self.tokens += tokens
         self.examples += len(losses)
 
     def epoch(self, job: Job, seconds: float) -> Epoch:
@@ -177,7 +175,7 @@ class Tally:
             loss=loss if math.isfinite(loss) else None,
             clipped=self.clipped.item() / seen if job.plan.private else None,
             examples=self.examples,
-            tokens=int(self.tokens),
+            tokens=self.tokens,
             steps=self.steps,
             seconds=seconds,
         )

@@ -31,10 +31,10 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 # The library's name of a value -> ours, both from the encoder's layer or, for the shared rules, from the encoder.
 NAMES = {
-    "adapters.kind.adapter_down.0.weight": "adapter.down",
-    "adapters.kind.adapter_down.0.bias": "adapter.down_bias",
-    "adapters.kind.adapter_up.weight": "adapter.up",
-    "adapters.kind.adapter_up.bias": "adapter.up_bias",
+    "adapters.kind.adapter_down.0.weight": "adapter.down.weight",
+    "adapters.kind.adapter_down.0.bias": "adapter.down.bias",
+    "adapters.kind.adapter_up.weight": "adapter.up.weight",
+    "adapters.kind.adapter_up.bias": "adapter.up.bias",
     "adapters.kind.adapter_down.0.W_left": "compacter.down.left",
     "adapters.kind.adapter_down.0.W_right": "compacter.down.right",
     "adapters.kind.adapter_down.0.b": "compacter.down.bias",

@@ -66,7 +66,7 @@ def test_formula(families: Backbone, batch: Make, rng: torch.Generator, placemen
     act = {"relu": functional.relu, "swish": functional.silu}[activation]
 
     def project(y: Tensor) -> Tensor:
-        return functional.linear(act(functional.linear(y, a.down, a.down_bias)), a.up, a.up_bias)
+        return functional.linear(act(functional.linear(y, a.down.weight, a.down.bias)), a.up.weight, a.up.bias)
 
     if placement == "houlsby":
         f = functional.linear(x, site.weight, site.bias)

@@ -75,8 +75,8 @@ def test_equals_peft(spec: Make, places: Places, sites: tuple[str, ...]) -> None
         for name, module in job.backbone.model.named_modules():
             if isinstance(module, Branch):
                 wrapped = theirs.get_submodule(f"base_model.model.{name.removesuffix('.lora')}")
-                wrapped.lora_A["default"].weight.copy_(module.a)
-                wrapped.lora_B["default"].weight.copy_(module.b)
+                wrapped.lora_A["default"].weight.copy_(module.a.weight)
+                wrapped.lora_B["default"].weight.copy_(module.b.weight)
     expected, ours = theirs(**inputs).logits, job.backbone.logits(batch)
 
     assert len(targets) == sum(isinstance(module, Branch) for module in job.backbone.model.modules())
@@ -91,13 +91,13 @@ def test_start(spec: Make, places: Places) -> None:
     plain, ours, batch = job.backbone, other.backbone, job.train.batch([0, 1], "cpu")
     plain.model.eval(), ours.model.eval()
     values = ours.trained()
-    a = torch.cat([value.flatten() for name, value in values.items() if name.endswith("lora.a")])
+    a = torch.cat([value.flatten() for name, value in values.items() if name.endswith("lora.a.weight")])
 
     assert torch.equal(plain.logits(batch), ours.logits(batch))
     # Kaiming-uniform with a = sqrt(5) is uniform on +-1/sqrt(in), of variance 1/(3 in).
     assert a.abs().max().item() == pytest.approx(0.25, rel=0.01)
     assert a.var().item() == pytest.approx(1 / 48, rel=0.05)
-    assert not any(value.any() for name, value in values.items() if name.endswith("lora.b"))
+    assert not any(value.any() for name, value in values.items() if name.endswith("lora.b.weight"))
 
 
 def test_merge(spec: Make, places: Places) -> None:
@@ -118,7 +118,7 @@ def test_draws_from_its_stream_only() -> None:
     for seed in (0, 0, 1):
         model = AutoModelForSequenceClassification.from_config(config).bfloat16()
         found.append(
-            attach(model, "lora", seed=seed, rank=2, alpha=4)["bert.encoder.layer.0.attention.self.query.lora.a"]
+            attach(model, "lora", seed=seed, rank=2, alpha=4)["bert.encoder.layer.0.attention.self.query.lora.a.weight"]
         )
 
     assert torch.equal(found[0], found[1])

@@ -188,8 +188,8 @@ def test_clip(job: Make) -> None:
     """Norms are over the gradients of all carriers and the head together."""
     made = stirred(job())
     batch = made.train.batch([0], "cpu")
-    whole = clipped_sum(made.backbone, batch, made.loss, math.inf).sums
-    part = clipped_sum(made.backbone, batch, made.loss, 1e-3)
+    whole = clipped_sum(made, batch, math.inf).sums
+    part = clipped_sum(made, batch, 1e-3)
     norm = torch.cat([value.flatten() for value in whole.values()]).norm()
 
     torch.testing.assert_close(part.norms[0], norm)

@@ -59,8 +59,8 @@ BIASES = {
     "output.dense.bias",
     "output.LayerNorm.bias",
 }
-LORA = {f"attention.self.{name}.lora.{factor}" for name in ("query", "key", "value") for factor in "ab"}
-ALSO = {f"attention.output.dense.lora.{factor}" for factor in "ab"}
+LORA = {f"attention.self.{name}.lora.{factor}.weight" for name in ("query", "key", "value") for factor in "ab"}
+ALSO = {f"attention.output.dense.lora.{factor}.weight" for factor in "ab"}
 
 
 @pytest.mark.parametrize(("variant", "lora"), [("I", LORA), ("II", LORA | ALSO)])

@@ -67,8 +67,8 @@ def test_equals_loop(spec: Make, places: Places, method: str, head: str, task: s
     expected = loop(job, indices)
     batch = job.train.batch(indices, "cpu")
 
-    torch.testing.assert_close(per_example_gradients(job.backbone, batch, job.loss), expected, rtol=0, atol=1e-12)
-    norms = clipped_sum(job.backbone, batch, job.loss, 1.0).norms
+    torch.testing.assert_close(per_example_gradients(job, batch), expected, rtol=0, atol=1e-12)
+    norms = clipped_sum(job, batch, 1.0).norms
     torch.testing.assert_close(norms, expected.norm(dim=1), rtol=1e-9, atol=0)
 
 
@@ -82,7 +82,7 @@ def test_clipped_sum(spec: Make, places: Places, method: str, clip: float) -> No
     expected = (clip / each.norm(dim=1)).clamp(max=1.0) @ each
     for tokens in (30, 60, 1000):
         cuts = job.train.cut(indices, tokens)
-        parts = [clipped_sum(job.backbone, job.train.batch(cut, "cpu"), job.loss, clip).sums for cut in cuts]
+        parts = [clipped_sum(job, job.train.batch(cut, "cpu"), clip).sums for cut in cuts]
         torch.testing.assert_close(sum(map(flat, parts)), expected, rtol=0, atol=1e-10)
 
 
@@ -91,8 +91,8 @@ def test_sensitivity(spec: Make, places: Places, method: str) -> None:
     """Removing any one example changes the clipped sum by at most the clip."""
     job = made(spec(method=method, config=example(method), dropout=False), places)
     indices = list(range(8))
-    whole = flat(clipped_sum(job.backbone, job.train.batch(indices, "cpu"), job.loss, 0.1).sums)
+    whole = flat(clipped_sum(job, job.train.batch(indices, "cpu"), 0.1).sums)
     for left_out in indices:
         rest = [index for index in indices if index != left_out]
-        without = flat(clipped_sum(job.backbone, job.train.batch(rest, "cpu"), job.loss, 0.1).sums)
+        without = flat(clipped_sum(job, job.train.batch(rest, "cpu"), 0.1).sums)
         assert (whole - without).norm() <= 0.1 * (1 + 1e-9)

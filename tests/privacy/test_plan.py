@@ -118,9 +118,7 @@ def test_batch_larger_than_data(spec: Make, privacy: Privacy | None) -> None:
     with pytest.raises(ValueError) as caught:
         calibrate(spec(batch=9, privacy=privacy), 8)
 
-    assert "batch 9 is larger than the 8 training examples of sentiment: choose a batch of at most 8" == str(
-        caught.value
-    )
+    assert "batch 9 is larger than the 8 training examples: choose a batch of at most 8" == str(caught.value)
 
 
 def test_plain_plan(spec: Make) -> None:

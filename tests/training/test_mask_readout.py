@@ -146,6 +146,6 @@ def test_gradients(spec: Callable[..., Spec], places: Places, method: str) -> No
         batch = job.train.batch([index], "cpu")
         loss = job.loss(job.backbone.logits(batch), batch.labels).sum()
         rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(job.backbone.trained().values()))]))
-    found = per_example_gradients(job.backbone, job.train.batch(indices, "cpu"), job.loss)
+    found = per_example_gradients(job, job.train.batch(indices, "cpu"))
 
     torch.testing.assert_close(found, torch.stack(rows), rtol=0, atol=1e-12)

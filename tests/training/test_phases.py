@@ -17,6 +17,7 @@ from peft_dp.privacy.gradients import clipped_sum
 from peft_dp.reproduce import ledger
 from peft_dp.spec import Optimiser, Privacy
 from peft_dp.training import loop
+from peft_dp.training.batching import Batch
 from peft_dp.training.loop import Tally, fit, noised_mean
 
 Make = Callable[..., Spec]
@@ -173,7 +174,7 @@ def test_later_phase_is_clipped(job: Callable[..., Job], method: str) -> None:
         found = torch.autograd.grad(made.loss(made.backbone.logits(one), one.labels).sum(), list(trained.values()))
         masks = [made.backbone.masks.get(name, torch.tensor(True)) for name in trained]
         squares.append(sum((g * mask).square().sum() for g, mask in zip(found, masks, strict=True)))
-    part = clipped_sum(made.backbone, batch, made.loss, 1e-3)
+    part = clipped_sum(made, batch, 1e-3)
     whole = torch.cat([value.flatten() for value in part.sums.values()])
 
     torch.testing.assert_close(part.norms, torch.stack(squares).sqrt(), rtol=1e-4, atol=1e-6)  # type: ignore[arg-type]
@@ -221,13 +222,13 @@ def test_gates_are_drawn_once_a_step(job: Callable[..., Job], monkeypatch: pytes
         site.parametrizations.weight[0].w.fill_(1.0)
         site.parametrizations.weight[0].gates[0].alpha.fill_(0.0)
     seen: list[Tensor] = []
-    clipped = loop.clipped_sum
+    losses = Job.losses
 
-    def watched(*arguments: Any) -> Any:
+    def watched(job: Job, batch: Batch) -> Tensor:
         seen.append(site.weight.detach().clone())
-        return clipped(*arguments)
+        return losses(job, batch)
 
-    monkeypatch.setattr(loop, "clipped_sum", watched)
+    monkeypatch.setattr(Job, "losses", watched)
     cut = type(made.train).cut
     monkeypatch.setattr(type(made.train), "cut", lambda self, indices: cut(self, indices, 40))
     generator = rng.generator(0, "noise")

@@ -162,8 +162,8 @@ def test_equals_loop(job: Callable[..., Job], method: str, head: str) -> None:
     batch = made.train.batch(indices, "cpu")
     assert len(set(batch.mask.sum(1).tolist())) > 1
 
-    torch.testing.assert_close(per_example_gradients(made.backbone, batch, made.loss), expected, rtol=0, atol=1e-12)
-    sums = clipped_sum(made.backbone, batch, made.loss, 0.1).sums
+    torch.testing.assert_close(per_example_gradients(made, batch), expected, rtol=0, atol=1e-12)
+    sums = clipped_sum(made, batch, 0.1).sums
     clipped = (0.1 / expected.norm(dim=1)).clamp(max=1.0) @ expected
     torch.testing.assert_close(torch.cat([value.flatten() for value in sums.values()]), clipped, rtol=0, atol=1e-10)
 

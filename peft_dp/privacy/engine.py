@@ -1,0 +1,164 @@
+"""The noised sum of a logical batch, for the training loop and for a loop of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from peft_dp import rng, validate
+from peft_dp.privacy import plan as planning
+from peft_dp.privacy import sampling
+from peft_dp.privacy.gradients import check_independent, record, zeros
+from peft_dp.privacy.plan import Plan
+from peft_dp.spec import Privacy
+
+Losses = Callable[[list[int]], Tensor]
+"""Example indices [B] -> losses [B]; calls the model."""
+Watch = Callable[[list[int], Tensor, Tensor], None]
+"""Called for each physical batch with its example indices, losses [B] and gradient norms [B] (empty if not private)."""
+
+
+def noised_sum(
+    model: nn.Module,
+    losses: Losses,
+    cuts: Iterable[list[int]],
+    plan: Plan,
+    source: rng.Source,
+    *,
+    masks: Mapping[str, Tensor] | None = None,
+    watch: Watch | None = None,
+    record: Callable[..., Any] = record,
+) -> dict[str, Tensor]:
+    """Name of each trained parameter -> sum of the clipped gradients of a logical batch, noise added once.
+
+    The noise does not depend on how many examples were drawn, nor on how they are cut.
+
+    Args:
+        model: Those of its parameters train that require a gradient.
+        losses: Gives the losses of a physical batch.
+        cuts: The logical batch, cut into physical ones; empty for a batch that drew nobody.
+        plan: Clip and noise; with clip = inf and noise 0 this is the ordinary gradient.
+        source: Of the noise.
+        masks: As in `gradients.record`.
+        watch: Sees each physical batch.
+        record: Gives the per-example gradients; the audit puts its canaries there.
+
+    Raises:
+        ValueError: As `gradients.record`, or a parameter in half precision, which is too coarse for noise.
+    """
+    masks = masks or {}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    sums = zeros(model)
+    for cut in cuts:
+        if plan.private:
+            found = record(model, lambda cut=cut: losses(cut), len(cut), masks)
+            each, norms = found.losses, found.add_clipped(sums, plan.clip, plan.clipping)
+        else:
+            each = losses(cut)
+            norms = each.new_empty(0)
+            for total, gradient in zip(sums.values(), torch.autograd.grad(each.sum(), trained), strict=True):
+                total += gradient
+        if watch:
+            watch(cut, each.detach(), norms)
+    for name, total in sums.items():
+        if plan.private:
+            if total.dtype not in (torch.float32, torch.float64):
+                raise ValueError(f"{name} is {total.dtype}, too coarse for noise: train it in float32")
+            total += rng.normal(source, total, plan.noise_multiplier * plan.clip)
+        if name in masks:
+            total *= masks[name]
+    return sums
+
+
+class PrivacyEngine:
+    """Private gradients for a training loop of one's own: DP-SGD with Poisson sampling (Abadi et al. 2016).
+
+        engine = PrivacyEngine(model, Privacy(epsilon=8, delta=1e-5), examples=len(data), batch=64, epochs=3)
+        for indices in engine.batches():
+            engine.backward(losses, indices)
+            optimiser.step()
+
+    Args:
+        model: Those of its parameters train that require a gradient, at each step.
+        privacy: The budget of all steps together.
+        examples: Number of training examples N.
+        batch: Expected number of examples a step.
+        epochs: Of floor(N / batch) steps each.
+        physical: Most examples that pass through the model at once; changes memory, not results.
+        seed: Makes a run repeatable and, noise and batches being known then, not private.
+
+    Raises:
+        ValueError: A batch larger than the data, or shuffled batches, whose epsilon no accountant here gives.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        privacy: Privacy,
+        *,
+        examples: int,
+        batch: int,
+        epochs: int,
+        physical: int = 32,
+        seed: int | None = None,
+    ) -> None:
+        validate.positive(examples=examples, batch=batch, epochs=epochs, physical=physical)
+        if privacy.sampling != "poisson":
+            raise ValueError(f"sampling {privacy.sampling!r} has no accountant here: take 'poisson'")
+        self._model = model
+        self._plan = planning.private_plan(privacy, examples, batch, epochs)
+        self._physical = physical
+        self._seeded = seed is not None
+        device = str(next(model.parameters()).device)
+        self._batches = rng.Entropy() if seed is None else rng.generator(seed, "batches")
+        self._noise = rng.Entropy() if seed is None else rng.generator(seed, "noise", device)
+        self._drawn = self._steps = 0
+        self._checked = False
+
+    @property
+    def steps(self) -> int:
+        """Number of steps of the whole training."""
+        return self._plan.steps
+
+    def batches(self) -> Iterator[list[int]]:
+        """The logical batches, as example indices; one may be empty, and is a step like any other.
+
+        Raises:
+            ValueError: The batch before was not passed to `backward`: leaving out a step by its data tells of the data.
+        """
+        while self._drawn < self._plan.steps:
+            for indices in sampling.epoch(self._plan, self._batches):
+                self._expect(self._drawn == self._steps, f"batch {self._drawn} was not passed to backward")
+                self._drawn += 1
+                yield indices
+
+    def backward(self, losses: Losses, indices: Sequence[int]) -> None:
+        """Sets the `grad` of every trained parameter to (sum of clipped gradients + noise) / expected batch.
+
+        Args:
+            losses: Example indices -> loss of each [B], none depending on another example.
+            indices: What `batches` gave.
+
+        Raises:
+            ValueError: Called other than once for each batch; or as `noised_sum`. No gradient is set then.
+        """
+        self._expect(self._steps == self._drawn - 1, "backward was called without a new batch")
+        if not self._checked and len(indices) > 1:
+            check_independent(self._model, lambda: losses(list(indices[:2])))
+            self._checked = True
+        cuts = [list(indices[at : at + self._physical]) for at in range(0, len(indices), self._physical)]
+        sums = noised_sum(self._model, losses, cuts, self._plan, self._noise)
+        self._steps += 1
+        for name, total in sums.items():
+            self._model.get_parameter(name).grad = total.div_(self._plan.batch)
+
+    def ledger(self) -> dict[str, Any]:
+        """Epsilon spent so far, and all that it follows from."""
+        return planning.ledger(self._plan, self._steps, seeded=self._seeded) | {"physical_batch": self._physical}
+
+    def _expect(self, right: bool, wrong: str) -> None:
+        if not right:
+            raise ValueError(f"{wrong}: call it once for each batch that batches() gives, empty ones too")
