@@ -56,6 +56,7 @@ def noised_sum(
         if plan.private:
             found = record(model, lambda cut=cut: losses(cut), len(cut), masks)
             each, norms = found.losses, found.add_clipped(sums, plan.clip, plan.clipping)
+            del found  # before the next physical batch, not after it
         else:
             each = losses(cut)
             norms = each.new_empty(0)

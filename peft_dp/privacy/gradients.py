@@ -404,7 +404,7 @@ class _Product:
         return _Product(_zeroed(self.a, lost), _zeroed(self.g, lost))
 
     def square_norm(self) -> Tensor:
-        return (self.a @ self.a.mT).mul_(self.g @ self.g.mT).sum((1, 2))
+        return _gram_sum((self.a @ self.a.mT).mul_(self.g @ self.g.mT))
 
     def add_to(self, total: Tensor, weights: Tensor) -> None:
         a, g, column = self.a, self.g, weights[:, None, None]
@@ -433,7 +433,7 @@ class _Rows:
 
     def square_norm(self) -> Tensor:
         same = self.ids[:, :, None] == self.ids[:, None, :]
-        return (self.g @ self.g.mT).mul_(same).sum((1, 2))
+        return _gram_sum((self.g @ self.g.mT).mul_(same))
 
     def add_to(self, total: Tensor, weights: Tensor) -> None:
         total.index_add_(0, self.ids.flatten(), (self.g * weights[:, None, None]).flatten(0, 1))
@@ -471,6 +471,16 @@ class _Behind:
 
 _Whole = _Each | _Product | _Rows | _Behind
 Part = _Whole | _Masked
+
+
+def _gram_sum(products: Tensor) -> Tensor:
+    """Square norms [B] of sums over t of vectors, from their inner products [B, T, T]; never too short by rounding.
+
+    Where the sum all but cancels, its square norm is lost in the rounding of the products: what they can have
+    lost is added, for a gradient whose norm is found too short would not be clipped.
+    """
+    lengths = products.diagonal(dim1=1, dim2=2).sqrt().sum(1)
+    return products.sum((1, 2)) + 4 * torch.finfo(products.dtype).eps * lengths.square()
 
 
 def _zeroed(values: Tensor, lost: Tensor) -> Tensor:

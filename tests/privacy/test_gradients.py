@@ -1,49 +1,166 @@
-"""Tests of the privacy engine: its gradients against a loop of single examples."""
+"""Tests of per-example gradients: against a loop of single examples, against vmap, and of what one example changes."""
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache, partial
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
 
 from peft_dp import Places, Spec, registry
-from peft_dp.job import Job, build, gather
-from peft_dp.privacy.gradients import clipped_sum, per_example_gradients
+from peft_dp.attaching import view
+from peft_dp.backbones import Backbone
+from peft_dp.job import build, cross_entropy, gather, mean_cross_entropy, square_error
+from peft_dp.privacy.gradients import (
+    GAMMA,
+    Recorded,
+    _Each,
+    _Product,
+    clipped_sum,
+    per_example_gradients,
+    record,
+    zeros,
+)
+from peft_dp.training.batching import IGNORED, Encoded
 
-Make = Callable[..., Spec]
 METHODS = registry.names("methods")
-TASKS = ("sentiment", "inference", "similarity")
+FAMILIES = ("bert", "roberta", "distilbert")
+CLIPPINGS = ("abadi", "automatic")
+LOSSES = {"pairs": (3, cross_entropy), "regression": (1, square_error), "tokens": (3, mean_cross_entropy)}
+LENGTHS = (12, 4, 7, 5, 9, 3)
 
 
-def made(spec: Spec, places: Places) -> Job:
-    """The job of a spec in float64, its trained values moved off their start."""
-    job = build(spec, gather(spec, places))
-    job.backbone.model.double().train()
-    if spec.task == "similarity":
-        object.__setattr__(job.train, "labels", job.train.labels.double())
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in job.backbone.trained().values():
-            parameter += 0.05 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-    return job
+@cache
+def pretrained(family: str, kind: str, attention: str, width: int) -> nn.Module:
+    """A tiny random model with the head that transformers gives it, dropout off."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoModelForTokenClassification
+
+    sizes = (width, 2, 2, 32)
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    if family == "distilbert":
+        names = ("dim", "n_layers", "n_heads", "hidden_dim")
+    small = dict(zip(names, sizes, strict=True)) | {"vocab_size": 40, "max_position_embeddings": 34}
+    config = AutoConfig.for_model(**registry.load("backbones", family).CONFIG | small, num_labels=LOSSES[kind][0])
+    config._attn_implementation = attention
+    stock = AutoModelForTokenClassification if kind == "tokens" else AutoModelForSequenceClassification
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model: nn.Module = stock.from_config(config)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model.train()
 
 
-def loop(job: Job, indices: list[int]) -> Tensor:
-    """Gradients [B, P] of examples passed one at a time, unpadded."""
-    trained = job.backbone.trained()
-    rows = []
-    for index in indices:
-        batch = job.train.batch([index], "cpu")
-        found = torch.autograd.grad(job.loss(job.backbone.logits(batch), batch.labels).sum(), list(trained.values()))
-        masks = job.backbone.masks
-        rows.append(
-            torch.cat([(g * masks[n] if n in masks else g).flatten() for n, g in zip(trained, found, strict=True)])
-        )
-    return torch.stack(rows)
+@cache
+def examples(kind: str, lengths: Sequence[int]) -> Encoded:
+    """Random examples of these lengths, the second half of each a second sentence; some tokens without a tag."""
+    draw = torch.Generator().manual_seed(0)
+    ids = [torch.randint(5, 40, (length,), generator=draw).tolist() for length in lengths]
+    types = [[0] * (length // 2) + [1] * (length - length // 2) for length in lengths]
+    labels = torch.randint(3, (len(lengths),), generator=draw)
+    if kind == "regression":
+        labels = 3.0 + labels
+    elif kind == "tokens":
+        labels = torch.randint(3, (len(lengths), max(lengths)), generator=draw)
+        beyond = torch.arange(max(lengths)) >= torch.tensor(lengths)[:, None]
+        labels[beyond | (torch.rand(labels.shape, generator=draw) < 0.2)] = IGNORED
+    return Encoded(ids, types, labels, pad=1)
+
+
+def additive(encoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Writes out the attention mask: transformers looks at its values, which vmap cannot do."""
+    mask = kwargs["attention_mask"]
+    return args, kwargs | {"attention_mask": ((1 - mask) * -1e30)[:, None, None, :]}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model with a method in one of its phases, and examples to learn from."""
+
+    backbone: Backbone
+    data: Encoded
+    loss: Callable[[Tensor, Tensor], Tensor]
+
+    @property
+    def all(self) -> list[int]:
+        """The indices of all examples."""
+        return list(range(len(self.data)))
+
+    def losses(self, indices: list[int]) -> Tensor:
+        """Loss of each example [B]."""
+        batch = self.data.batch(indices, "cpu")
+        return self.loss(self.backbone.logits(batch), batch.labels)
+
+    def record(self, indices: list[int], factors: Tensor | None = None) -> Recorded:
+        """One pass of the engine; the losses times factors [N], if given."""
+        weights = torch.ones(len(self.data)) if factors is None else factors
+        model, masks = self.backbone.model, self.backbone.masks
+        return record(model, lambda: self.losses(indices) * weights[indices], len(indices), masks)
+
+    def loop(self) -> Tensor:
+        """Gradients [N, P] of examples passed one at a time, unpadded."""
+        trained, masks = self.backbone.trained(), self.backbone.masks
+        rows = []
+        for index in self.all:
+            found = torch.autograd.grad(self.losses([index]).sum(), list(trained.values()))
+            named = zip(trained, found, strict=True)
+            rows.append(torch.cat([(gradient * masks.get(name, 1)).flatten() for name, gradient in named]))
+        return torch.stack(rows)
+
+    def vmapped(self) -> Tensor:
+        """Gradients [N, P] of padded examples by torch.func."""
+        batch = self.data.batch(self.all, "cpu")
+
+        def loss(trained: dict[str, Tensor], row: dict[str, Tensor], label: Tensor) -> Tensor:
+            inputs = {name: value[None] for name, value in row.items()}
+            return self.loss(functional_call(self.backbone.model, trained, (), inputs).logits, label[None]).sum()
+
+        trained = {name: parameter.detach() for name, parameter in self.backbone.trained().items()}
+        handle = self.backbone.encoder.register_forward_pre_hook(additive, with_kwargs=True)
+        found = vmap(grad(loss), in_dims=(None, 0, 0))(trained, self.backbone.inputs(batch), batch.labels)
+        handle.remove()
+        return torch.cat([(value * self.backbone.masks.get(name, 1)).flatten(1) for name, value in found.items()], 1)
+
+    def sums(self, parts: Sequence[Recorded], clip: float, clipping: str) -> Tensor:
+        """The clipped sum [P] of a logical batch, recorded in parts."""
+        sums = zeros(self.backbone.model)
+        for part in parts:
+            part.add_clipped(sums, clip, clipping)
+        return flat(sums).double()
+
+
+def cases(
+    family: str,
+    method: str,
+    kind: str = "pairs",
+    *,
+    lengths: Sequence[int] = LENGTHS,
+    attention: str = "sdpa",
+    width: int = 16,
+) -> Iterator[Case]:
+    """A method in each of its phases, in float32; what trains or is updated is moved off its start."""
+    module = registry.load("methods", method)
+    backbone = view(copy.deepcopy(pretrained(family, kind, attention, width)))
+    backbone.freeze()
+    draw = torch.Generator().manual_seed(1)
+    module.install(backbone, module.EXAMPLE, draw)
+    phases = getattr(module, "phases", lambda backbone, config, epochs: iter([epochs]))
+    for _ in phases(backbone, module.EXAMPLE, 2):
+        backbone.model.float()
+        with torch.no_grad():
+            for name, parameter in (backbone.updated() | backbone.trained()).items():
+                scale = 0.5 * parameter.abs() + 0.05
+                parameter += scale * torch.randn(parameter.shape, generator=draw) * backbone.masks.get(name, 1)
+        getattr(module, "begin_step", lambda backbone, rng: None)(backbone, draw)
+        yield Case(backbone, examples(kind, lengths), LOSSES[kind][1])
 
 
 def flat(sums: dict[str, Tensor]) -> Tensor:
@@ -51,48 +168,192 @@ def flat(sums: dict[str, Tensor]) -> Tensor:
     return torch.cat([value.flatten() for value in sums.values()])
 
 
-def example(method: str) -> dict[str, object]:
-    """A small valid config of a method, as a JSON file would hold it."""
-    config: dict[str, object] = json.loads(json.dumps(asdict(registry.load("methods", method).EXAMPLE)))
-    return config
+def norms(recorded: Recorded) -> Tensor:
+    """Norms [B] without the gradients."""
+    return torch.stack([part.square_norm() for part in recorded.parts.values()]).sum(0).sqrt()
 
 
-@pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("head", ["linear", "stock"])
+def gap(found: Tensor, expected: Tensor) -> float:
+    """The largest error of an example, relative to its whole gradient or norm."""
+    found, expected = (values.double().reshape(len(values), -1) for values in (found, expected))
+    return ((found - expected).norm(dim=1) / expected.norm(dim=1)).max().item()
+
+
+def cut(indices: list[int], draw: torch.Generator) -> list[list[int]]:
+    """A logical batch in a random order, cut at random into physical ones."""
+    order = [indices[i] for i in torch.randperm(len(indices), generator=draw)]
+    size = int(torch.randint(len(order) // 4 + 1, len(order) + 2, (), generator=draw))
+    return [order[at : at + size] for at in range(0, len(order), size)]
+
+
+@pytest.mark.parametrize("kind", LOSSES)
 @pytest.mark.parametrize("method", METHODS)
-def test_equals_loop(spec: Make, places: Places, method: str, head: str, task: str) -> None:
-    """Per-example gradients and norms equal those of examples passed one at a time, padding and pairs included."""
-    job = made(spec(method=method, config=example(method), head=head, task=task, dropout=False), places)
-    indices = list(range(6))
-    expected = loop(job, indices)
-    batch = job.train.batch(indices, "cpu")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_equals_loop(family: str, method: str, kind: str) -> None:
+    """In every phase gradients and ghost norms are those of examples passed alone, in float32 and in float64."""
+    for case in cases(family, method, kind):
+        single = case.record(case.all)
+        case.backbone.model.double()
+        double, expected = case.record(case.all), case.loop()
 
-    torch.testing.assert_close(per_example_gradients(job, batch), expected, rtol=0, atol=1e-12)
-    norms = clipped_sum(job, batch, 1.0).norms
-    torch.testing.assert_close(norms, expected.norm(dim=1), rtol=1e-9, atol=0)
+        assert gap(double.each(), expected) <= 1e-10
+        assert gap(single.each(), expected) <= 1e-5
+        assert gap(norms(double), expected.norm(dim=1)) <= 1e-9
+        assert gap(norms(single), expected.norm(dim=1)) <= 1e-4
 
 
-@pytest.mark.parametrize("clip", [1e-3, 1.0, float("inf")])
+@pytest.mark.parametrize("kind", LOSSES)
 @pytest.mark.parametrize("method", METHODS)
-def test_clipped_sum(spec: Make, places: Places, method: str, clip: float) -> None:
-    """The clipped sum equals the loop's, however the logical batch is cut."""
-    job = made(spec(method=method, config=example(method), dropout=False), places)
-    indices = list(range(8))
-    each = loop(job, indices)
-    expected = (clip / each.norm(dim=1)).clamp(max=1.0) @ each
-    for tokens in (30, 60, 1000):
-        cuts = job.train.cut(indices, tokens)
-        parts = [clipped_sum(job, job.train.batch(cut, "cpu"), clip).sums for cut in cuts]
-        torch.testing.assert_close(sum(map(flat, parts)), expected, rtol=0, atol=1e-10)
+def test_equals_vmap(method: str, kind: str) -> None:
+    """Per-example gradients of padded examples are those of torch.func's vmap over grad."""
+    for case in cases("bert", method, kind, attention="eager"):
+        case.backbone.model.double()
+
+        assert gap(case.record(case.all).each(), case.vmapped()) <= 1e-10
+
+
+@pytest.mark.parametrize("lengths", [(2, 2, 2), (30, 11, 30)])
+@pytest.mark.parametrize("method", METHODS)
+def test_ghost_norms(method: str, lengths: tuple[int, ...]) -> None:
+    """Norms found without forming gradients are those of the gradients formed, for short and long examples."""
+    for case in cases("bert", method, "tokens", lengths=lengths, width=64):
+        for dtype, bound in ((torch.float32, 1e-4), (torch.float64, 1e-9)):
+            case.backbone.model.to(dtype)
+            recorded = case.record(case.all)
+
+            assert gap(norms(recorded), recorded.each().norm(dim=1)) <= bound
+
+
+def test_both_branches() -> None:
+    """At 30 tokens the model of the ghost norms has linear weights of both kinds, formed and never formed."""
+    (case,) = cases("bert", "full", "tokens", lengths=(30, 11, 30), width=64)
+    layer = "bert.encoder.layer.0."
+    parts = case.record(case.all).parts
+
+    assert isinstance(parts[layer + "attention.self.query.weight"], _Product)
+    assert isinstance(parts[layer + "intermediate.dense.weight"], _Each)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_cancelling_norm(seed: int) -> None:
+    """A gradient whose terms all but cancel, so that its ghost norm drowns in rounding, still moves a sum by the clip."""
+    generator = torch.Generator().manual_seed(seed)
+    layer, clip = nn.Linear(256, 256, bias=False), 0.01
+    common, little = (torch.randn(1, size, 256, generator=generator) for size in (1, 8))
+    x = 100 * common / common.norm() + 0.01 * little / little.norm()
+    signs = torch.tensor([1.0, -1.0]).repeat(4)
+    found = record(layer, lambda: (layer(x)[..., 0] * signs).sum(1), 1)
+    sums = zeros(layer)
+    found.add_clipped(sums, clip, "abadi")
+
+    assert isinstance(found.parts["weight"], _Product)
+    assert sums["weight"].norm() <= clip * (1 + 1e-5)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_sensitivity(spec: Make, places: Places, method: str) -> None:
-    """Removing any one example changes the clipped sum by at most the clip."""
-    job = made(spec(method=method, config=example(method), dropout=False), places)
-    indices = list(range(8))
-    whole = flat(clipped_sum(job, job.train.batch(indices, "cpu"), 0.1).sums)
-    for left_out in indices:
-        rest = [index for index in indices if index != left_out]
-        without = flat(clipped_sum(job, job.train.batch(rest, "cpu"), 0.1).sums)
-        assert (whole - without).norm() <= 0.1 * (1 + 1e-9)
+def test_masks(method: str) -> None:
+    """Entries outside a mask are zero, count in no norm and enter no sum, whatever trains."""
+    draw = torch.Generator().manual_seed(2)
+    for case in cases("bert", method):
+        model = case.backbone.model.double()
+        whole = case.record(case.all).each()
+        trained, held = case.backbone.trained(), case.backbone.masks
+        masks = {name: torch.rand(p.shape, generator=draw) < 0.5 for name, p in trained.items()}
+        masks |= {name: masks[name] & mask for name, mask in held.items()}
+        found = record(model, partial(case.losses, case.all), len(case.all), masks)
+        expected = whole * flat(masks)
+        sums = zeros(model)
+        lengths = found.add_clipped(sums, 0.1, "abadi")
+
+        assert gap(found.each(), expected) <= 1e-10
+        assert gap(lengths, expected.norm(dim=1)) <= 1e-9
+        torch.testing.assert_close(flat(sums), (0.1 / lengths).clamp(max=1) @ expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("clipping", CLIPPINGS)
+@pytest.mark.parametrize("method", METHODS)
+def test_clipped_sum(method: str, clipping: str) -> None:
+    """The clipped sum is that of the loop, however the logical batch is cut."""
+    for case in cases("bert", method):
+        case.backbone.model.double()
+        each = case.loop()
+        lengths = each.norm(dim=1)
+        for splits in (1, 2, 4):
+            parts = [case.record(case.all[at::splits]) for at in range(splits)]
+            for clip in (1e-3, 1.0, float("inf")):
+                if clipping == "automatic" and clip == float("inf"):
+                    continue
+                factors = clip / (lengths + GAMMA) if clipping == "automatic" else (clip / lengths).clamp(max=1)
+                torch.testing.assert_close(case.sums(parts, clip, clipping), factors @ each, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_sensitivity(method: str) -> None:
+    """Removing any one example changes the clipped sum by at most the clip, by all of it where that is small.
+
+    One example's loss is not a number; its removal changes nothing.
+    """
+    draw = torch.Generator().manual_seed(3)
+    lengths = tuple(torch.randint(2, 13, (24,), generator=draw).tolist())
+    factors = torch.ones(24)
+    factors[0] = float("nan")
+    for case in cases("bert", method, lengths=lengths):
+        for dtype, slack in ((torch.float32, 1e-5), (torch.float64, 1e-9)):
+            case.backbone.model.to(dtype)
+            for _ in range(5):
+                size = int(torch.randint(1, 17, (), generator=draw))
+                batch = torch.randperm(24, generator=draw)[:size].tolist()
+                whole, rest = ([case.record(part, factors) for part in cut(b, draw)] for b in (batch, batch[1:]))
+                for clip in (1e-3, 10 ** (4 * torch.rand((), generator=draw).item() - 3), 10.0):
+                    for clipping in CLIPPINGS:
+                        change = (case.sums(whole, clip, clipping) - case.sums(rest, clip, clipping)).norm().item()
+                        assert change <= clip * (slack if batch[0] == 0 else 1 + slack)
+                        if clipping == "abadi" and clip == 1e-3 and batch[0] != 0:
+                            assert change >= clip * (1 - slack)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+@pytest.mark.parametrize("method", METHODS)
+def test_lost_example(method: str, value: float) -> None:
+    """An example whose gradient is not finite, or too long for float32, changes nothing."""
+    for case in cases("bert", method):
+        factors = torch.ones(len(case.data))
+        factors[2] = value
+        rest = [i for i in case.all if i != 2]
+        for clipping in CLIPPINGS:
+            found = case.sums([case.record(case.all, factors)], 0.1, clipping)
+            expected = case.sums([case.record(rest)], 0.1, clipping)
+
+            assert (found - expected).norm() <= 1e-6 * expected.norm()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_lost_states(method: str) -> None:
+    """An example whose hidden states are not finite changes nothing."""
+    poison = torch.zeros(len(LENGTHS), 1, 1)
+    poison[2] = float("nan")
+    for case in cases("bert", method):
+        rest = [i for i in case.all if i != 2]
+        expected = case.sums([case.record(rest)], 0.1, "abadi")
+        handle = case.backbone.embeddings.register_forward_hook(lambda module, inputs, output: output + poison)
+        found = case.sums([case.record(case.all)], 0.1, "abadi")
+        handle.remove()
+
+        assert (found - expected).norm() <= 1e-6 * expected.norm()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_job(spec: Callable[..., Spec], places: Places, method: str) -> None:
+    """A job's gradients and clipped sum are those of its examples passed alone, a linear head reading the mean."""
+    config = json.loads(json.dumps(asdict(registry.load("methods", method).EXAMPLE)))
+    made = spec(method=method, config=config, task="inference", readout="mean", dropout=False)
+    job = build(made, gather(made, places))
+    job.backbone.model.double().train()
+    case = Case(job.backbone, job.train, job.loss)
+    each, batch = case.loop(), job.train.batch(case.all, "cpu")
+    part = clipped_sum(job, batch, 0.1)
+
+    assert gap(per_example_gradients(job, batch), each) <= 1e-10
+    assert gap(part.norms, each.norm(dim=1)) <= 1e-9
+    torch.testing.assert_close(part.losses, case.losses(case.all), rtol=1e-10, atol=0)
+    torch.testing.assert_close(flat(part.sums), (0.1 / part.norms).clamp(max=1) @ each, rtol=0, atol=1e-10)
