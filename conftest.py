@@ -34,6 +34,7 @@ SELECTED = {"smoke": "not (small or gpu or speed or slow)", "small": "small", "p
 places_key = pytest.StashKey[Places]()
 records_key = pytest.StashKey[Records]()
 verdicts_key = pytest.StashKey[list[Verdict]]()
+texts_key = pytest.StashKey[list[str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -81,6 +82,7 @@ def pytest_configure(config: pytest.Config) -> None:
         if not torch.cuda.is_available():
             raise pytest.UsageError(f"--peft-device cuda, but torch {torch.__version__} sees no CUDA device here")
     config.stash[verdicts_key] = []
+    config.stash[texts_key] = []
     config.stash[places_key] = Places(
         data=config.option.peft_data, backbones=config.option.peft_backbones, device=config.option.peft_device
     )
@@ -174,6 +176,12 @@ def check_fact() -> Callable[[Fact], None]:
     return check
 
 
+@pytest.fixture(scope="session")
+def at_end(pytestconfig: pytest.Config) -> Callable[[str], None]:
+    """Has a text printed at the end of the session."""
+    return pytestconfig.stash[texts_key].append
+
+
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
     """Adds versions and the GPU, which pytest-benchmark does not look for."""
     from peft_dp.measuring.environment import environment
@@ -183,12 +191,14 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 
 @pytest.hookimpl(wrapper=True)
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Iterator[None]:
-    """Prints the table of verdicts, and what did not run and why."""
+    """Prints the table of verdicts, what did not run and why, and what benchmarks have to say."""
     yield
-    verdicts = config.stash[verdicts_key]
-    if not verdicts:
+    verdicts, texts = config.stash[verdicts_key], config.stash[texts_key]
+    if not (verdicts or texts):
         return
     terminalreporter.section("peft-dp")
+    for text in texts:
+        terminalreporter.write_line(text)
     if any(verdict.records for verdict in verdicts):
         terminalreporter.write_line(table(verdicts))
         seconds = [epoch.seconds for verdict in verdicts for record in verdict.records for epoch in record.trail]

@@ -66,7 +66,7 @@ def ledger(job: Job, trained: Trained) -> dict[str, Any]:
     """What the run spent, from the steps it made and not from those it planned."""
     steps = sum(epoch.steps for epoch in trained.epochs)
     return plan.ledger(job.plan, steps, seeded=True) | {
-        "physical_tokens": TOKENS,
+        "physical_batch": f"{TOKENS} tokens",
         "clipped": [epoch.clipped for epoch in trained.epochs],
     }
 

@@ -38,9 +38,9 @@ class Entropy:
         raise ValueError(f"secure noise takes no seed, but {seed} was given: leave the seed out, or take seeded noise")
 
     def uniform(self, size: int) -> Tensor:
-        """Values [size] in (0, 1), float64, of 53 random bits each."""
-        bits = numpy.frombuffer(os.urandom(8 * size), dtype=numpy.uint64) >> numpy.uint64(11)
-        values: Tensor = torch.from_numpy((bits + 0.5) * 2.0**-53)
+        """Values [size] in (0, 1), float64, of 52 random bits each."""
+        bits = numpy.frombuffer(os.urandom(8 * size), dtype=numpy.uint64) >> numpy.uint64(12)
+        values: Tensor = torch.from_numpy((bits + 0.5) * 2.0**-52)
         return values
 
     def normal(self, shape: torch.Size, std: float) -> Tensor:
@@ -48,9 +48,11 @@ class Entropy:
 
         Four, for the bits of a single one tell of the sum it is added to (Holohan and Braghin 2021, arXiv 2107.10138).
         """
-        radius, angle = self.uniform(8 * shape.numel()).view(2, 4, *shape)
-        each: Tensor = (-2 * radius.log()).sqrt() * (2 * math.pi * angle).cos()
-        return each.sum(0).mul_(std / 2)
+        total = torch.zeros(shape, dtype=torch.float64)
+        for _ in range(4):
+            radius, angle = self.uniform(2 * shape.numel()).view(2, *shape)
+            total += (-2 * radius.log()).sqrt() * (2 * math.pi * angle).cos()
+        return total.mul_(std / 2)
 
 
 Source = torch.Generator | Entropy

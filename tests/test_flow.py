@@ -31,6 +31,7 @@ ORDER = (
     ("training", "training.batching", "training.trail"),
     ("job",),
     ("training.loop",),
+    ("privacy.audit",),
     ("measuring", "measuring.before", "measuring.after", "measuring.cost", "measuring.environment"),
     ("records",),
     ("reproduce",),

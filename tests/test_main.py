@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import peft_dp
 from peft_dp import Places, expected
 from peft_dp.__main__ import main
 from peft_dp.measuring import environment
+from peft_dp.privacy import gradients
 
 Run = Callable[..., int]
 
@@ -134,7 +136,7 @@ def test_show_what_was_recorded(tables: Path, capsys: pytest.CaptureFixture[str]
     assert "epochs" in printed.split("{")[0]
 
 
-@pytest.mark.parametrize("verb", ["show", "run"])
+@pytest.mark.parametrize("verb", ["show", "run", "audit"])
 def test_unknown_cell(verb: str, tables: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """An unknown id is bad input: exit code 2, and the ids that come closest."""
     code = main([verb, "made/up/rihgt/sentiment"])
@@ -178,6 +180,53 @@ def test_run_without_records_folder(tables: Path, tmp_path: Path, capsys: pytest
 
     assert code == 2
     assert "cannot be written to" in capsys.readouterr().err
+
+
+PRIVATE = {"method": "full", "privacy": {"epsilon": 8.0, "delta": 0.01}}
+
+
+def add_private(tables: Path) -> list[str]:
+    """Adds a private row to the made-up table and gives the verb that audits it."""
+    row = {"id": "private", "title": "A private row", "spec": PRIVATE, "cells": {"sentiment": {}}}
+    (tables / "made" / "up.json").write_text(json.dumps(TABLE | {"rows": [*TABLE["rows"], row]}))
+    return ["audit", "made/up/private/sentiment"]
+
+
+def test_audit(
+    tables: Path, here: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`audit` prints the bounds beside the claim and that the claim stands, with 0; with 1 that it does not."""
+    verb = [*add_private(tables), *here[:2], "--device", "cpu", "--seed", "3", "--canaries", "1000"]
+    code = main(verb)
+    printed = capsys.readouterr().out
+    monkeypatch.setattr(gradients, "factors", lambda norms, *_: torch.ones_like(norms))
+    leaking = main(verb)
+
+    assert (0, 1) == (code, leaking)
+    assert "made/up/private/sentiment, seed 3: 1,000 canaries" in printed
+    assert "epsilon at delta 1e-05" in printed
+    assert "claimed by the prv accountant" in printed
+    assert "The f-DP bound is not above the claim." in printed
+    assert "The f-DP bound is above the claim: the engine is broken." in capsys.readouterr().out
+
+
+def test_audit_not_private(tables: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A cell without privacy has no claim: exit code 2, its name and the remedy, before anything is loaded."""
+    code = main(["audit", "made/up/right/sentiment", "--backbones", "nowhere"])
+    said = capsys.readouterr()
+
+    assert (2, "") == (code, said.out)
+    assert said.err.startswith("peft-dp: made/up/right/sentiment trains without privacy, so it claims no epsilon")
+    assert "`peft-dp list`" in said.err
+    assert said.err.count("\n") == 1
+
+
+def test_audit_too_few_canaries(tables: Path, here: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Too few canaries are bad input, with the least that is taken."""
+    code = main([*add_private(tables), *here[:2], "--canaries", "5"])
+
+    assert code == 2
+    assert "canaries 5 are too few for 39 tensors that train: take at least 100" in capsys.readouterr().err
 
 
 def test_bless(
@@ -257,7 +306,11 @@ def test_bless_unknown_table(tables: Path, capsys: pytest.CaptureFixture[str]) -
     assert "no table 'made/down'; known: made/up" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [[], ["train"], ["run"], ["run", "a/b/c/d", "--device", "tpu"]], ids=str)
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["train"], ["run"], ["run", "a/b/c/d", "--device", "tpu"], ["audit", "a/b/c/d", "--canaries", "many"]],
+    ids=str,
+)
 def test_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """A command that is none ends with exit code 2 and the usage."""
     with pytest.raises(SystemExit) as caught:

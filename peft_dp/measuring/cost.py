@@ -10,6 +10,7 @@ the run's largest physical batch.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import torch
 
@@ -30,15 +31,20 @@ def step_bytes(job: Job) -> int:
         noised_mean(job, order[: job.plan.batch], rng.generator(0, "noise", job.device), Tally(job.device))
 
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        if job.device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-            held = torch.cuda.memory_allocated()
-            step()
-            return torch.cuda.max_memory_allocated() - held
-        # Kineto greets on stderr at each start unless it is told not to before its first.
-        os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-            step()
+        return peak_bytes(step, job.device)
+
+
+def peak_bytes(step: Callable[[], None], device: str) -> int:
+    """Peak bytes that a step allocates beyond what was held before it."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+        step()
+        return torch.cuda.max_memory_allocated() - held
+    # Kineto greets on stderr at each start unless it is told not to before its first.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        step()
     live = peak = 0
     events = profile.profiler.kineto_results.events()
     for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):

@@ -85,6 +85,8 @@ class _Gate(nn.Module):
 class _Gated(nn.Module):
     """Adds z w to a weight."""
 
+    elementwise = True
+
     def __init__(self, weight: Tensor, structured: bool) -> None:
         super().__init__()
         self.w = nn.Parameter(torch.zeros_like(weight))

@@ -47,7 +47,7 @@ def noised_sum(
         record: Gives the per-example gradients; the audit puts its canaries there.
 
     Raises:
-        ValueError: As `gradients.record`, or a parameter in half precision, which is too coarse for noise.
+        ValueError: As `gradients.record`.
     """
     masks = masks or {}
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -66,8 +66,6 @@ def noised_sum(
             watch(cut, each.detach(), norms)
     for name, total in sums.items():
         if plan.private:
-            if total.dtype not in (torch.float32, torch.float64):
-                raise ValueError(f"{name} is {total.dtype}, too coarse for noise: train it in float32")
             total += rng.normal(source, total, plan.noise_multiplier * plan.clip)
         if name in masks:
             total *= masks[name]
@@ -117,7 +115,8 @@ class PrivacyEngine:
         self._batches = rng.Entropy() if seed is None else rng.generator(seed, "batches")
         self._noise = rng.Entropy() if seed is None else rng.generator(seed, "noise", device)
         self._drawn = self._steps = 0
-        self._checked = False
+        self._batch: list[int] = []
+        self._checked: set[str] = set()  # names of what trained when the model was checked
 
     @property
     def steps(self) -> int:
@@ -133,7 +132,10 @@ class PrivacyEngine:
         while self._drawn < self._plan.steps:
             for indices in sampling.epoch(self._plan, self._batches):
                 self._expect(self._drawn == self._steps, f"batch {self._drawn} was not passed to backward")
+                if self._drawn == self._plan.steps:  # where an earlier loop broke off within an epoch
+                    return
                 self._drawn += 1
+                self._batch = indices
                 yield indices
 
     def backward(self, losses: Losses, indices: Sequence[int]) -> None:
@@ -147,9 +149,11 @@ class PrivacyEngine:
             ValueError: Called other than once for each batch; or as `noised_sum`. No gradient is set then.
         """
         self._expect(self._steps == self._drawn - 1, "backward was called without a new batch")
-        if not self._checked and len(indices) > 1:
+        self._expect(list(indices) == self._batch, "backward was given other examples than were drawn")
+        trained = {name for name, p in self._model.named_parameters() if p.requires_grad}
+        if trained != self._checked and len(indices) > 1:
             check_independent(self._model, lambda: losses(list(indices[:2])))
-            self._checked = True
+            self._checked = trained
         cuts = [list(indices[at : at + self._physical]) for at in range(0, len(indices), self._physical)]
         sums = noised_sum(self._model, losses, cuts, self._plan, self._noise)
         self._steps += 1
@@ -158,7 +162,8 @@ class PrivacyEngine:
 
     def ledger(self) -> dict[str, Any]:
         """Epsilon spent so far, and all that it follows from."""
-        return planning.ledger(self._plan, self._steps, seeded=self._seeded) | {"physical_batch": self._physical}
+        found = planning.ledger(self._plan, self._steps, seeded=self._seeded)
+        return found | {"physical_batch": f"{self._physical} examples"}
 
     def _expect(self, right: bool, wrong: str) -> None:
         if not right:

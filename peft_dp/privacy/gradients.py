@@ -10,8 +10,8 @@ sum, so that there is no second pass (book-keeping: Bu et al. 2023, arXiv
 2210.00038). A bias keeps nothing from the forward pass, and no layer below the
 lowest tap is passed back through.
 
-A weight computed from parameters (torch's parametrizations) passes its
-gradient on to them, for each example.
+A weight computed from parameters value by value (torch's parametrizations)
+passes its gradient on to them, for each example.
 
 A parameter of any other module is given a leading example axis instead: the
 module computes with [B, ...] where it had [...], and the gradient of that
@@ -23,13 +23,14 @@ batch; what tells examples apart is only there at the outputs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vjp, vmap
+from torch.func import functional_call
 from torch.nn import functional
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -40,8 +41,8 @@ if TYPE_CHECKING:
 GAMMA = 0.01
 """Of automatic clipping (Bu et al. 2022, arXiv 2206.07136, AUTO-S; the value of DP-BiTFiT's code)."""
 
-FORMED = 2**22
-"""Values of the gradients formed at a time where only their norms or their sum are kept."""
+FORMED = 2**20
+"""Values of the gradients formed at a time where only their norms are kept: about what a processor's cache holds."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,7 @@ def record(
     Raises:
         ValueError: The gradient of one example cannot be told: a parameter has no rule or two modules, a module
             is not called once, or has one row for many examples; or there is not one loss for each example.
+            Or a parameter that trains is in half precision.
     """
     taps = _Taps(model, examples, masks or {})
     expanded = {
@@ -141,40 +143,57 @@ def record(
         found = functional_call(_Call(model, losses), {f"model.{name}": value for name, value in expanded.items()}, ())
     if found.shape != (examples,):
         raise ValueError(f"losses have shape {tuple(found.shape)}, but must be one for each of {examples} examples")
+    if not found.requires_grad:
+        raise ValueError("the losses depend on nothing that trains: let a parameter that they use require a gradient")
     _, *gradients = torch.autograd.grad(found.sum(), [taps.anchor, *expanded.values()], allow_unused=True)
     for name, gradient in zip(expanded, gradients, strict=True):
         if gradient is not None:
             taps.put(name, _Each(gradient))
-    if not taps.parts:
-        raise ValueError("the losses depend on nothing that trains")
     order = [name for name, p in model.named_parameters() if name in taps.parts]
     return Recorded({name: taps.parts[name] for name in order}, found.detach())
 
 
 def check_independent(model: nn.Module, losses: Callable[[], Tensor]) -> None:
-    """Checks that of two examples the loss of one has no gradient at the other.
+    """Checks on two examples that their gradients can be told apart, and are all there is.
 
-    Where it has, through a batch norm or a batch axis that is not the first, no clip bounds what one example does.
+    Where one example's loss has a gradient at another, no clip bounds what one example does. What the check sees
+    does not depend on whether the examples are finite: stopping because of one would tell of it.
 
     Args:
         model: As in `record`.
         losses: Likewise, of two examples.
 
     Raises:
-        ValueError: It has; or as `record`.
+        ValueError: A module mixes examples, changes weights without noise, or is used beside its call; or as `record`.
     """
+    for name, module in model.named_modules():
+        if module.training and isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise ValueError(f"{name} is a batch norm, which mixes examples: call its eval(), or exchange it")
+        if getattr(module, "max_norm", None) is not None:
+            raise ValueError(f"{name} has a max_norm, so a look-up changes its weights without noise: leave it out")
 
     def first() -> Tensor:
         found = losses()
-        return found * found.new_tensor([1.0, 0.0])
+        return found * found.new_tensor([1.0, 0.0]) if found.shape == (2,) else found
 
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    devices = range(torch.cuda.device_count())
+    with torch.random.fork_rng(devices=devices):
         for name, part in record(model, first, 2).parts.items():
-            if part.square_norm()[1] != 0:
+            if part.square_norm()[1] > 0:
                 raise ValueError(
                     f"the loss of one example has a gradient at another, seen at {name}: a module mixes examples, "
-                    "as a batch norm does, or has its batch axis elsewhere than first"
+                    "or has its batch axis elsewhere than first"
                 )
+    sums = zeros(model)
+    with torch.random.fork_rng(devices=devices):
+        record(model, losses, 2).add_clipped(sums, math.inf, "abadi")
+    with torch.random.fork_rng(devices=devices):
+        trained = [p for p in model.parameters() if p.requires_grad]
+        whole = torch.autograd.grad(losses().sum(), trained, allow_unused=True, materialize_grads=True)
+    size = torch.stack([gradient.norm() for gradient in whole]).norm()
+    for (name, found), gradient in zip(sums.items(), whole, strict=True):
+        if (found - gradient).norm() > 1e-3 * size:
+            raise ValueError(f"{name} is used beside the call of its module, which its rule does not see: freeze it")
 
 
 class _Call(nn.Module):
@@ -213,7 +232,8 @@ class _Taps:
     def __enter__(self) -> None:
         self._called: set[str] = set()
         self._handles = [
-            module.register_forward_hook(self._hook(path), prepend=True) for path, (module, _) in self._watched.items()
+            module.register_forward_hook(self._hook(path), prepend=True, with_kwargs=True)
+            for path, (module, _) in self._watched.items()
         ]
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -226,8 +246,8 @@ class _Taps:
         """Takes what gives a parameter's gradients, its mask respected."""
         self.parts[name] = part.only(self._masks[name]) if name in self._masks else part
 
-    def _hook(self, path: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
-        def tap(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+    def _hook(self, path: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Tensor], Tensor]:
+        def tap(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
             if path in self._called:
                 raise ValueError(f"{path} is called twice in one forward pass, which its rule does not cover")
             if len(output) != self._examples:
@@ -237,7 +257,8 @@ class _Taps:
                 )
             self._called.add(path)
             locals_ = self._watched[path][1]
-            held = [inputs[0].detach()] if any(local != "bias" for local in locals_) else [None]
+            given: Tensor = args[0] if args else kwargs["input"]
+            held = [given.detach()] if any(local != "bias" for local in locals_) else [None]
 
             def take(gradient: Tensor) -> None:
                 a = held.pop()  # freed here, not with the graph
@@ -269,6 +290,9 @@ def _expanded(model: nn.Module, ruled: set[str]) -> dict[str, nn.Parameter]:
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if tied := ruled - trained.keys():
         raise ValueError(f"{min(tied)} is another module's parameter too, which its rule does not cover: freeze it")
+    for name, p in trained.items():
+        if p.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"{name} is {p.dtype}, too coarse for norms and noise: train it in float32")
     found = {name: p for name, p in trained.items() if name not in ruled}
     for name in found:
         module = model.get_submodule(name.rpartition(".")[0])
@@ -308,31 +332,42 @@ def _linear(module: nn.Linear, name: str, a: Tensor, g: Tensor) -> _Whole:
     a = a.reshape(len(a), -1, a.shape[-1])
     product = _Product(a, g)
     if name != "weight":
-        return _Behind(product, _pull(module, name))
+        return _Behind(product, _slope(module, name), module.get_parameter(name).shape)
     # The Gram matrices cost T^2 (in + out), forming the gradient T in out.
     wide = module.in_features * module.out_features > a.shape[1] * (module.in_features + module.out_features)
     return product if wide else _Each(product.each())
 
 
-def _pull(module: nn.Linear, name: str) -> Callable[[Tensor], tuple[Tensor]]:
-    """From a gradient of the weight to that of the parameter of this name, which the weight is computed from."""
+def _slope(module: nn.Linear, name: str) -> Tensor:
+    """Derivative of the weight [out, in] by the parameter of this name, at the same place or the only one it has."""
     maker, local = module.get_submodule(_BEHIND.rstrip(".")), name.removeprefix(_BEHIND)
+    for step in maker.children():
+        if not getattr(step, "elementwise", False):
+            raise ValueError(
+                f"there is no rule for a weight computed by {type(step).__name__}: freeze it, or let each value follow "
+                "from those at its own place, or from single ones, and say so by `elementwise = True`"
+            )
     held = {n: p.detach() for n, p in maker.named_parameters()}
-    pull: Callable[[Tensor], tuple[Tensor]]
-    pull = vjp(lambda value: functional_call(maker, held | {local: value}, ()), held[local])[1]
-    return pull
+    value = held[local].requires_grad_()
+    with torch.enable_grad():
+        weight = functional_call(maker, held, ())
+        ones = torch.ones_like(weight, requires_grad=True)
+        # Linear in `ones`, so that its derivative by them is the slope at each place.
+        (gradient,) = torch.autograd.grad((ones * weight).sum(), value, create_graph=True)
+        (slope,) = torch.autograd.grad(gradient.sum(), ones)
+    return slope
 
 
 def _norm(module: nn.LayerNorm, name: str, a: Tensor, g: Tensor) -> _Whole:
     if name == "weight":
         g = g * functional.layer_norm(a, module.normalized_shape, eps=module.eps)
-    return _Each(g.flatten(1, -2).sum(1))
+    return _Each(g.reshape(len(g), -1, *module.normalized_shape).sum(1))
 
 
 def _embedding(module: nn.Embedding, name: str, ids: Tensor, g: Tensor) -> _Whole:
     if module.padding_idx is not None:
         g = g.masked_fill((ids == module.padding_idx)[..., None], 0)
-    return _Rows(ids, g, module.weight.shape)
+    return _Rows(ids.reshape(len(ids), -1), g.reshape(len(g), -1, g.shape[-1]), module.weight.shape)
 
 
 _RULES: Mapping[type[nn.Module], Callable[..., _Whole]] = {
@@ -441,14 +476,15 @@ class _Rows:
 
 @dataclass(frozen=True)
 class _Behind:
-    """A parameter that a weight is computed from; its gradient follows from the weight's."""
+    """A parameter that a weight is computed from, value by value, or a single one behind all values."""
 
     weight: _Product
-    pull: Callable[[Tensor], tuple[Tensor]]  # gradient of the weight -> gradient of the parameter
+    slope: Tensor  # [out, in], of the weight by the parameter
+    shape: torch.Size  # of the parameter
 
     def each(self) -> Tensor:
-        found: Tensor = vmap(self.pull)(self.weight.each())[0]
-        return found
+        found = self.weight.each() * self.slope
+        return found if self.shape == self.slope.shape else found.sum((1, 2)).view(-1, *self.shape)
 
     def only(self, mask: Tensor) -> _Masked:
         return _Each(self.each()).only(mask)
@@ -458,15 +494,17 @@ class _Behind:
 
     def square_norm(self) -> Tensor:
         a, g = self.weight.a, self.weight.g
-        size = max(1, FORMED // (a.shape[2] * g.shape[2]))
+        if self.shape != self.slope.shape:
+            return (g @ self.slope).mul_(a).sum((1, 2)).square()
+        squares, size = self.slope.square().flatten(), max(1, FORMED // self.slope.numel())
         cuts = [slice(at, at + size) for at in range(0, len(a), size)]
-        parts = [replace(self, weight=_Product(a[cut], g[cut])) for cut in cuts]
-        return torch.cat([_Each(part.each()).square_norm() for part in parts])
+        return torch.cat([_Product(a[cut], g[cut]).each().square_().flatten(1) @ squares for cut in cuts])
 
     def add_to(self, total: Tensor, weights: Tensor) -> None:
-        gradient = self.weight.a.new_zeros(self.weight.g.shape[2], self.weight.a.shape[2])
+        gradient = torch.zeros_like(self.slope)
         self.weight.add_to(gradient, weights)
-        total.add_(self.pull(gradient)[0])
+        gradient *= self.slope
+        total += gradient if self.shape == self.slope.shape else gradient.sum()
 
 
 _Whole = _Each | _Product | _Rows | _Behind

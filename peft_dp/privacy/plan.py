@@ -145,6 +145,7 @@ def ledger(plan: Plan, steps: int, *, seeded: bool) -> dict[str, Any]:
         "delta": plan.delta,
         "accountant": plan.accountant,
         "accountant_version": f"opacus {version('opacus')}",
+        "convention": _CONVENTIONS[plan.accountant],
         "covers": "one run: choosing among runs by their scores on private data is not counted",
         "neighbouring": "add or remove one example",
         "noise_multiplier": plan.noise_multiplier,
@@ -158,6 +159,12 @@ def ledger(plan: Plan, steps: int, *, seeded: bool) -> dict[str, Any]:
         "examples": plan.examples,
         "logical_batch": plan.batch,
     }
+
+
+_CONVENTIONS = {
+    "prv": "upper end of the accountant's interval, whose half width is 0.01",
+    "rdp": "least bound over the accountant's own orders",
+}
 
 
 @contextmanager

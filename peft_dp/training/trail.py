@@ -11,7 +11,7 @@ class Epoch:
 
     Attributes:
         loss: Mean loss of the examples seen, before each step; None where it is not finite.
-        clipped: Share of the examples whose gradient was clipped; None without privacy.
+        clipped: Share of the examples whose gradient was longer than the clip; None without privacy.
         examples: Examples seen.
         tokens: Tokens seen, padding not counted.
         steps: Updates made.

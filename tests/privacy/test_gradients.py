@@ -236,7 +236,7 @@ def test_both_branches() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_cancelling_norm(seed: int) -> None:
-    """A gradient whose terms all but cancel, so that its ghost norm drowns in rounding, still moves a sum by the clip."""
+    """A gradient whose terms all but cancel, its ghost norm lost in rounding, still moves a sum by the clip at most."""
     generator = torch.Generator().manual_seed(seed)
     layer, clip = nn.Linear(256, 256, bias=False), 0.01
     common, little = (torch.randn(1, size, 256, generator=generator) for size in (1, 8))

@@ -11,7 +11,8 @@ from scipy.stats import binomtest, chisquare, norm
 
 from peft_dp import rng
 from peft_dp.privacy import sampling
-from peft_dp.privacy.plan import Plan
+from peft_dp.privacy.plan import Plan, ledger, private_plan
+from peft_dp.spec import Privacy
 
 CHANCE = 1e-6
 """A test of chance fails where a right sampler would give what was seen less often than this."""
@@ -35,10 +36,10 @@ def epoch(made: Plan, seed: int = 0) -> list[list[int]]:
     return list(sampling.epoch(made, rng.generator(seed, "batches")))
 
 
-@pytest.fixture(scope="module")
-def drawn() -> torch.Tensor:
-    """Whether an example is in a batch, of many Poisson batches [steps, examples]."""
-    batches = epoch(plan(steps_per_epoch=4000))
+@pytest.fixture(scope="module", params=[rng.generator(0, "batches"), rng.Entropy()], ids=["seeded", "entropy"])
+def drawn(request: pytest.FixtureRequest) -> torch.Tensor:
+    """Whether an example is in a batch, of many Poisson batches [steps, examples], from either source."""
+    batches = sampling.epoch(plan(steps_per_epoch=4000), request.param)
     found = torch.zeros(4000, 50, dtype=torch.bool)
     for row, batch in zip(found, batches, strict=True):
         row[batch] = True
@@ -48,6 +49,20 @@ def drawn() -> torch.Tensor:
 def test_poisson_rate(drawn: torch.Tensor) -> None:
     """An example is in a batch as often as the sample rate says."""
     assert binomtest(int(drawn.sum()), drawn.numel(), 8 / 50).pvalue > CHANCE
+
+
+@pytest.mark.parametrize("source", [rng.generator(0, "batches"), rng.Entropy()], ids=["seeded", "entropy"])
+def test_accountant_rate(source: rng.Source) -> None:
+    """Over 4,000 steps examples are drawn as often as the rate that the ledger accounts for, and not 2 % oftener."""
+    budget = Privacy(epsilon=8.0, delta=1e-4, accountant="rdp")
+    made = private_plan(budget, examples=1000, batch=50, epochs=200)
+    accounted = ledger(made, 0, seeded=False)["sample_rate"]
+    counts = torch.tensor([len(batch) for _ in range(200) for batch in sampling.epoch(made, source)])
+    drawn = int(counts.sum())
+
+    assert 4000 == len(counts) == made.steps
+    assert binomtest(drawn, 1000 * 4000, accounted).pvalue > CHANCE
+    assert binomtest(drawn, 1000 * 4000, 1.02 * accounted).pvalue < CHANCE
 
 
 def test_poisson_every_example(drawn: torch.Tensor) -> None:
@@ -83,6 +98,17 @@ def test_poisson_empty() -> None:
 def test_poisson_everyone() -> None:
     """At a rate of 1 each batch is the whole data."""
     assert [list(range(50))] * 2 == epoch(plan(sample_rate=1.0, steps_per_epoch=2))
+
+
+def test_global_generator() -> None:
+    """The global generator's state has no part in the batches, and is left alone."""
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    first = epoch(plan())
+
+    assert torch.equal(state, torch.get_rng_state())
+    torch.manual_seed(1)
+    assert first == epoch(plan())
 
 
 def test_shuffle_covers_all() -> None:

@@ -1,0 +1,69 @@
+"""A private step by other engines on a job's own model and batches, for comparison.
+
+Opacus by hooks (a gradient for each example, kept for all parameters) and by
+ghost clipping (norms first, then a second backward pass), each with Opacus's own
+optimiser over SGD. The physical batches are the job's, as `BatchMemoryManager`
+would pass them: noise once, at the last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from opacus.grad_sample import GradSampleModule
+from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import GradSampleModuleFastGradientClipping
+from opacus.optimizers import DPOptimizer
+from opacus.optimizers.optimizer_fast_gradient_clipping import DPOptimizerFastGradientClipping
+from opacus.utils.fast_gradient_clipping_utils import DPTensorFastGradientClipping
+
+from peft_dp.job import Job
+
+Step = Callable[[Sequence[int]], None]
+"""Makes one private step over a logical batch."""
+
+
+def hooks(job: Job) -> Step:
+    """Opacus's per-example gradients by hooks; changes the job's model for good."""
+    GradSampleModule(job.backbone.model)
+    optimiser = DPOptimizer(_sgd(job), **_options(job))
+
+    def backward(losses: torch.Tensor) -> None:
+        losses.sum().backward()  # type: ignore[no-untyped-call]
+
+    return lambda indices: _step(job, optimiser, indices, backward)
+
+
+def ghost(job: Job) -> Step:
+    """Opacus's ghost clipping; changes the job's model for good."""
+    module = GradSampleModuleFastGradientClipping(
+        job.backbone.model, use_ghost_clipping=True, max_grad_norm=job.plan.clip, loss_reduction="sum"
+    )
+    optimiser = DPOptimizerFastGradientClipping(_sgd(job), **_options(job))
+
+    def backward(losses: torch.Tensor) -> None:
+        DPTensorFastGradientClipping(module, optimiser, losses, "sum").backward()
+
+    return lambda indices: _step(job, optimiser, indices, backward)
+
+
+def _sgd(job: Job) -> torch.optim.Optimizer:
+    return torch.optim.SGD(job.backbone.trained().values(), lr=job.spec.optimiser.rate)
+
+
+def _options(job: Job) -> dict[str, object]:
+    return {
+        "noise_multiplier": job.plan.noise_multiplier,
+        "max_grad_norm": job.plan.clip,
+        "expected_batch_size": job.plan.batch,
+        "loss_reduction": "sum",
+    }
+
+
+def _step(job: Job, optimiser: DPOptimizer, indices: Sequence[int], backward: Callable[[torch.Tensor], None]) -> None:
+    cuts = list(job.train.cut(indices))
+    for cut in cuts:
+        optimiser.signal_skip_step(do_skip=cut is not cuts[-1])
+        backward(job.losses(job.train.batch(cut, job.device)))
+        optimiser.step()
+        optimiser.zero_grad()

@@ -1,0 +1,521 @@
+"""The tests are tested: an engine broken in any of these ways fails one of three families of checks.
+
+    pytest tests/privacy/test_mutants.py -q -s
+
+prints the kill matrix.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from scipy import stats
+from tabulate import tabulate
+from torch import Tensor
+
+from peft_dp import Places, Spec, rng
+from peft_dp import job as jobs
+from peft_dp.privacy import engine, gradients, sampling
+from peft_dp.privacy import plan as planning
+from peft_dp.spec import Privacy
+from peft_dp.training import loop
+
+from .released import BATCHES, CHANCE, NOISE, TOLERANCE, made, noise_free, p_values, residuals
+
+Make = Callable[..., Spec]
+
+MODULES = (rng, planning, sampling, gradients, jobs, engine, loop)
+"""In the order of their imports: what is bound by name from a broken one must be bound anew."""
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A broken engine.
+
+    Attributes:
+        name: What is wrong.
+        module: Where.
+        edits: Texts of its source, each there once, and what stands there instead.
+        job: On which of `JOBS` it is looked for.
+    """
+
+    name: str
+    module: ModuleType
+    edits: tuple[tuple[str, str], ...]
+    job: str = "full"
+
+
+_SCALE = "plan.noise_multiplier * plan.clip"
+_NOISE = f"total += rng.normal(source, total, {_SCALE})"
+_NORMS = "norms = squares.clamp(min=0).sqrt()"
+_ADD = "(part.without(lost) if some else part).add_to(sums[name], weights)"
+_SQUARES = "torch.stack([part.square_norm() for part in self.parts.values()])"
+_DRAW = "(rng.chances(source, plan.examples) < plan.sample_rate).nonzero().flatten().tolist()"
+_START = "masks = masks or {}\n"
+_CUTS = "    for cut in cuts:\n"
+_LISTED = (_CUTS, f"    cuts = list(cuts)\n{_CUTS}")
+
+
+def _scaled(scale: str) -> tuple[tuple[str, str], ...]:
+    return ((_SCALE, scale),)
+
+
+MUTANTS = [
+    # The noise.
+    Mutant("no noise", engine, _scaled("0.0")),
+    Mutant("half the noise", engine, _scaled(f"0.5 * {_SCALE}")),
+    Mutant("90 % of the noise", engine, _scaled(f"0.9 * {_SCALE}")),
+    Mutant("95 % of the noise", engine, _scaled(f"0.95 * {_SCALE}")),
+    Mutant("noise without the clip as its unit", engine, _scaled("plan.noise_multiplier")),
+    Mutant("a mean's noise on the sum", engine, _scaled(f"{_SCALE} / plan.batch")),
+    Mutant("noise divided by the number of splits", engine, (_LISTED, (_SCALE, f"{_SCALE} / max(1, len(cuts))"))),
+    Mutant(
+        "noise added at each split",
+        engine,
+        (_LISTED, (_NOISE, f"total += sum(rng.normal(source, total, {_SCALE}) for _ in cuts or [()])")),
+    ),
+    Mutant("no noise on an empty batch", engine, (_LISTED, (_SCALE, f"{_SCALE} * bool(cuts)"))),
+    Mutant("head without noise", engine, ((_NOISE, f"if not name.startswith('head'): {_NOISE}"),)),
+    Mutant(
+        "one bias without noise", engine, ((_NOISE, f"if not name.endswith('1.attention.self.key.bias'): {_NOISE}"),)
+    ),
+    Mutant(
+        "a layer unfrozen later without noise", engine, ((_NOISE, f"if '.layer.0.' not in name: {_NOISE}"),), "gradual"
+    ),
+    Mutant("noise outside the mask", engine, (("total *= masks[name]", "pass"),), "random_mask"),
+    Mutant("same noise at each step", engine, ((_START, f"{_START}    source = torch.Generator().manual_seed(7)\n"),)),
+    Mutant(
+        "same noise for each tensor",
+        engine,
+        (
+            (_START, f"{_START}    drawn = int(torch.randint(2**62, (), generator=source))\n"),
+            (_NOISE, f"total += rng.normal(torch.Generator().manual_seed(drawn), total, {_SCALE})"),
+        ),
+    ),
+    Mutant("same noise in each run", rng, (('f"{run_seed}/{stream}"', 'f"{stream}"'),)),
+    Mutant("one stream for batches and noise", rng, (('f"{run_seed}/{stream}"', 'f"{run_seed}"'),)),
+    Mutant("secure noise 5 % too small", rng, ((".mul_(std / 2)", ".mul_(0.95 * std / 2)"),)),
+    Mutant(
+        "uniform noise of the right variance",
+        rng,
+        (
+            (
+                "torch.normal(0.0, std, like.shape, generator=source, device=like.device, dtype=like.dtype)",
+                "(torch.rand(like.shape, generator=source).to(like) - 0.5) * std * 12**0.5",
+            ),
+        ),
+    ),
+    # The clip.
+    Mutant(
+        "no clip",
+        gradients,
+        ((_NORMS, f"{_NORMS}\n        clip = math.inf"), ("import torch\n", "import torch, math\n")),
+    ),
+    Mutant("clip twice too large", engine, (("add_clipped(sums, plan.clip,", "add_clipped(sums, 2 * plan.clip,"),)),
+    Mutant(
+        "clip per tensor",
+        gradients,
+        ((_ADD, f"weights = factors(part.square_norm().sqrt(), clip, clipping); {_ADD}"),),
+    ),
+    Mutant(
+        "clip per physical batch",
+        gradients,
+        ((_NORMS, "norms = self.each().sum(0).norm().expand(len(squares))"),),
+    ),
+    Mutant(
+        "clip over all but the head",
+        gradients,
+        (
+            (
+                _SQUARES,
+                "torch.stack([p.square_norm() for name, p in self.parts.items() if not name.startswith('head')])",
+            ),
+        ),
+    ),
+    Mutant(
+        "a layer unfrozen later outside the norm",
+        gradients,
+        ((_SQUARES, "torch.stack([p.square_norm() for name, p in self.parts.items() if '.layer.0.' not in name])"),),
+        "gradual",
+    ),
+    Mutant(
+        "mask ignored in the norm",
+        gradients,
+        (("part.only(self._masks[name]) if name in self._masks else part", "part"),),
+        "random_mask",
+    ),
+    Mutant(
+        "automatic clipping without bound", gradients, (("clip / (norms + GAMMA)", "clip / norms.sqrt()"),), "automatic"
+    ),
+    Mutant(
+        "norm of a shared vector counted per layer",
+        gradients,
+        (
+            (
+                "in model.named_parameters() if name in taps",
+                "in model.named_parameters(remove_duplicate=False) if name in taps",
+            ),
+            (
+                "in model.named_parameters() if p.requires_grad}\n    if tied",
+                "in model.named_parameters(remove_duplicate=False) if p.requires_grad}\n    if tied",
+            ),
+            (
+                "for name, value in expanded.items()}, ())",
+                "for name, value in expanded.items()}, (), tie_weights=False)",
+            ),
+            ("add_to(sums[name], weights)", "add_to(sums.get(name, next(iter(sums.values()))), weights)"),
+        ),
+        "slash",
+    ),
+    Mutant(
+        "ghost norm without products between positions",
+        gradients,
+        (
+            (
+                "_gram_sum((self.a @ self.a.mT).mul_(self.g @ self.g.mT))",
+                "(self.a.square().sum(2) * self.g.square().sum(2)).sum(1)",
+            ),
+        ),
+        "short",
+    ),
+    Mutant(
+        "norm of a token looked up twice",
+        gradients,
+        (("_gram_sum((self.g @ self.g.mT).mul_(same))", "self.g.square().sum((1, 2))"),),
+    ),
+    Mutant(
+        "an example without finite gradient kept", gradients, (("some = bool(lost.any())", "some = False"),), "hostile"
+    ),
+    # The step.
+    Mutant(
+        "loss averaged over the physical batch",
+        loop,
+        (
+            (
+                "job.losses(job.train.batch(cut, job.device)),\n        job.train",
+                "job.losses(job.train.batch(cut, job.device)) / len(cut),\n        job.train",
+            ),
+        ),
+    ),
+    Mutant(
+        "divided by the drawn batch",
+        loop,
+        (('job.plan.batch if job.plan.sampling == "poisson" else len(indices)', "max(1, len(indices))"),),
+    ),
+    Mutant("last physical batch dropped", engine, ((_CUTS, "    for cut in list(cuts)[:-1]:\n"),)),
+    Mutant("weight decay", loop, (("else optimiser.weight_decay\n", "else 0.01\n"),)),
+    Mutant(
+        "momentum left from the step before",
+        loop,
+        (("torch.optim.SGD(parameters,", "torch.optim.SGD(parameters, momentum=0.5,"),),
+    ),
+    # Sampling and accounting.
+    Mutant("sample rate 10 % too high", sampling, (("< plan.sample_rate", "< 1.1 * plan.sample_rate"),)),
+    Mutant(
+        "batches of a fixed size",
+        sampling,
+        ((_DRAW, "torch.randperm(plan.examples, generator=source)[: plan.batch].tolist()"),),
+    ),
+    Mutant("shuffled batches", sampling, (('plan.sampling == "poisson"', "plan.sampling is None"),)),
+    Mutant(
+        "the same batch twice",
+        sampling,
+        (
+            (f"yield {_DRAW}", f"yield from [{_DRAW}] * 2"),
+            ("for _ in range(plan.steps_per_epoch)", "for _ in range(plan.steps_per_epoch // 2)"),
+        ),
+    ),
+    Mutant("empty batches left out", sampling, ((f"yield {_DRAW}", f"yield from filter(None, [{_DRAW}])"),)),
+    Mutant(
+        "one step more than planned",
+        sampling,
+        (("for _ in range(plan.steps_per_epoch)", "for _ in range(plan.steps_per_epoch + 1)"),),
+    ),
+    Mutant(
+        "noise found for fewer steps",
+        planning,
+        (("privacy.accountant, rate, steps)", "privacy.accountant, rate, steps // 2)"),),
+    ),
+    Mutant(
+        "noise found for a lower rate",
+        planning,
+        (("privacy.accountant, rate, steps)", "privacy.accountant, 0.8 * rate, steps)"),),
+    ),
+    Mutant(
+        "expected batch from the number of batches",
+        planning,
+        (
+            (
+                "        batch=batch,\n        steps=steps,\n",
+                "        batch=examples // (examples // batch),\n        steps=steps,\n",
+            ),
+        ),
+    ),
+    Mutant(
+        "accountant fed fewer steps", planning, (("plan.sample_rate, steps)]", "plan.sample_rate, steps * 9 // 10)]"),)
+    ),
+    Mutant(
+        "accountant fed a lower rate", planning, (("plan.sample_rate, steps)]", "0.95 * plan.sample_rate, steps)]"),)
+    ),
+    Mutant(
+        "accountant by a central limit",
+        planning,
+        (("create_accountant(mechanism=plan.accountant)", 'create_accountant(mechanism="gdp")'),),
+    ),
+]
+
+
+def hostile(job: jobs.Job) -> jobs.Job:
+    """The job with two examples of infinite loss."""
+    labels = job.train.labels.clone()
+    labels[[3, 9]] += 2
+
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        return jobs.cross_entropy(logits, labels % 2) * torch.where(labels < 2, 1.0, math.inf)
+
+    return replace(job, train=replace(job.train, labels=labels), loss=loss)
+
+
+JOBS: dict[str, Callable[..., jobs.Job]] = {
+    "full": lambda *args, **fields: made(*args, "full", **fields),
+    "automatic": lambda *args, **fields: made(*args, "full", clipping="automatic", **fields),
+    "gradual": lambda *args, **fields: made(*args, "gradual", **fields),
+    "random_mask": lambda *args, **fields: made(*args, "random_mask", **fields),
+    "slash": lambda *args, **fields: made(*args, "slash", **fields),
+    "short": lambda *args, **fields: made(*args, "full", length=7, **fields),
+    "hostile": lambda *args, **fields: hostile(made(*args, "full", **fields)),
+}
+
+
+@contextmanager
+def broken(mutant: Mutant) -> Iterator[None]:
+    """The engine's modules made anew from their source, the mutant's edits made; as they were afterwards."""
+    held = {module: dict(vars(module)) for module in MODULES}
+    try:
+        for module in MODULES:
+            text = source(module)
+            for before, after in mutant.edits if module is mutant.module else ():
+                text = text.replace(before, after)
+            exec(compile(text, str(module.__file__), "exec", dont_inherit=True), vars(module))
+        yield
+    finally:
+        for module, names in held.items():
+            vars(module).clear()
+            vars(module).update(names)
+
+
+def source(module: ModuleType) -> str:
+    """The text of a module."""
+    return Path(str(module.__file__)).read_text()
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the families of checks give; None where the broken module cannot reach what they look at.
+
+    Attributes:
+        error: Largest relative error of the released change without noise.
+        chance: Smallest p-value of the residual.
+        laws: Names of the laws of sampling and accounting that do not hold.
+    """
+
+    error: float | None
+    chance: float | None
+    laws: list[str] | None
+
+    @property
+    def seen(self) -> list[bool]:
+        """Whether each family sees something wrong; a value that is not a number is wrong."""
+        tolerance = TOLERANCE[torch.float64]
+        return [
+            self.error is not None and not self.error <= tolerance,
+            self.chance is not None and not self.chance >= CHANCE,
+            bool(self.laws),
+        ]
+
+    def cells(self) -> list[str]:
+        """What each family sees, a dash if nothing, blank if it was not run."""
+        chance = "" if self.chance is None else f"{self.chance:.0e}" if self.chance > 1e-300 else "< 1e-300"
+        shown = [f"{self.error:.1e}" if self.error is not None else "", chance, ", ".join(self.laws or [])]
+        run = [value is not None for value in (self.error, self.chance, self.laws)]
+        return [text if wrong else "-" if ran else "" for text, wrong, ran in zip(shown, self.seen, run, strict=True)]
+
+
+def check(mutant: Mutant, spec: Make, places: Places) -> Found:
+    """Runs the families of checks that the broken module can reach: what is released, the laws, or both."""
+    with broken(mutant):
+        error = chance = laws = None
+        if mutant.module not in (planning, sampling):
+            job = JOBS[mutant.job]
+            error = noise_free(job(spec, places), (1, 3))
+            noised = job(spec, places, dtype=torch.float32, noise=NOISE)
+            found = [p_values(residual) for residual in residuals(noised, [*BATCHES, *[[]] * 3])]
+            chance = min(min(values.values()) for values in found)
+        if mutant.module in (rng, planning, sampling):
+            laws = broken_laws()
+        return Found(error, chance, laws)
+
+
+def broken_laws() -> list[str]:
+    """Names of the laws that the sampler, the plan, the ledger and the sources of noise do not keep."""
+    drawn = _drawn()
+    kept = {
+        "rate": rate(drawn),
+        "batch sizes": batch_sizes(drawn),
+        "every example": every_example(drawn),
+        "independent steps": independent_steps(drawn),
+        "number of steps": number_of_steps(),
+        "expected batch": expected_batch(),
+        "budget": budget(),
+        "ledger": ledger(),
+        "streams": streams(),
+        "secure noise": secure_noise(),
+    }
+    return [name for name, holds in kept.items() if not holds]
+
+
+def _plan() -> planning.Plan:
+    """A plan of 12 steps at a rate of 8 / 55."""
+    return planning.private_plan(Privacy(epsilon=3.0, delta=1e-5, accountant="rdp"), 55, 8, 2)
+
+
+def _drawn() -> Tensor:
+    """Whether an example is in a batch, in 400 epochs [steps, 55]."""
+    plan, generator = _plan(), rng.generator(0, "batches")
+    batches = [batch for _ in range(400) for batch in sampling.epoch(plan, generator)]
+    found = torch.zeros(len(batches), 55, dtype=torch.bool)
+    for row, batch in zip(found, batches, strict=True):
+        row[batch] = True
+    return found
+
+
+def rate(drawn: Tensor) -> bool:
+    """An example is in a batch with chance batch / N."""
+    return bool(stats.binomtest(int(drawn.sum()), drawn.numel(), 8 / 55).pvalue >= CHANCE)
+
+
+def batch_sizes(drawn: Tensor) -> bool:
+    """Batch sizes vary as a binomial's do."""
+    sizes, variance = drawn.sum(1).double(), 8 * (1 - 8 / 55)
+    # The variance of a sample variance is about 2 sigma^4 / n.
+    gap = (sizes.var().item() / variance - 1) / math.sqrt(2 / len(sizes))
+    return bool(2 * stats.norm.sf(abs(gap)) >= CHANCE)
+
+
+def every_example(drawn: Tensor) -> bool:
+    """No example is drawn more often than another."""
+    return bool(stats.chisquare(drawn.sum(0).numpy()).pvalue >= CHANCE)
+
+
+def independent_steps(drawn: Tensor) -> bool:
+    """That an example was drawn says nothing about the next step."""
+    both, chance = drawn[1:] & drawn[:-1], (8 / 55) ** 2
+    # Pairs share a step, so their count spreads a little more than a binomial; twice is ample.
+    spread = 2 * math.sqrt(chance * (1 - chance) / both.numel())
+    return bool(abs(both.double().mean().item() - chance) < stats.norm.isf(CHANCE) * spread)
+
+
+def number_of_steps() -> bool:
+    """An epoch has floor(N / batch) steps, those that draw nobody included."""
+    plan = _plan()
+    epochs = [replace(plan, sample_rate=rate) for rate in (8 / 55, 0.01)]
+    return [12, 6, 6] == [plan.steps, *(len(list(sampling.epoch(e, rng.generator(0, "batches")))) for e in epochs)]
+
+
+def expected_batch() -> bool:
+    """The divisor of the sum is the recipe's, which no quotient of N = 55 and its 6 batches is."""
+    return _plan().batch == 8
+
+
+def budget() -> bool:
+    """By Google's accountant the planned noise at the recipe's rate and steps keeps the budget."""
+    return pld(_plan().noise_multiplier, 8 / 55, 12, 1e-5) <= 3.0
+
+
+def ledger() -> bool:
+    """The ledger's epsilon is Google's to 1 %."""
+    counts: dict[str, Any] = {"examples": 1000, "batch": 50, "steps": 100, "steps_per_epoch": 20, "sample_rate": 0.05}
+    noise: dict[str, Any] = {"clip": 1.0, "noise_multiplier": 1.08, "delta": 1e-5, "accountant": "prv"}
+    found = planning.ledger(planning.Plan(**counts, **noise, sampling="poisson"), 100, seeded=False)["epsilon"]
+    return math.isclose(found, pld(1.08, 0.05, 100, 1e-5), rel_tol=0.01)
+
+
+@cache
+def pld(noise: float, rate: float, steps: int, delta: float) -> float:
+    """Epsilon by Google's accountant."""
+    import dp_accounting
+    from dp_accounting.pld import PLDAccountant
+
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    step = dp_accounting.PoissonSampledDpEvent(rate, dp_accounting.GaussianDpEvent(noise))
+    accountant = PLDAccountant(value_discretization_interval=1e-3)
+    return float(accountant.compose(dp_accounting.SelfComposedDpEvent(step, steps)).get_epsilon(delta))
+
+
+def streams() -> bool:
+    """Two seeds, and two streams of one seed, are not correlated."""
+    sources = [(0, "noise"), (1, "noise"), (0, "batches"), (0, "dropout")]
+    draws = torch.stack([torch.randn(10_000, generator=rng.generator(*source)) for source in sources])
+    return torch.corrcoef(draws).triu(1).abs().max().item() < 0.06
+
+
+def secure_noise() -> bool:
+    """Noise from the operating system has the variance asked for."""
+    values = rng.normal(rng.Entropy(), torch.zeros(200_000), 2.0).double() / 2
+    total = values.square().sum().item()
+    return bool(2 * min(stats.chi2.cdf(total, 200_000), stats.chi2.sf(total, 200_000)) >= CHANCE)
+
+
+@pytest.fixture(scope="module")
+def matrix() -> Iterator[list[list[str]]]:
+    """Rows of the kill matrix, printed at the end."""
+    rows: list[list[str]] = []
+    yield rows
+    heads = ["mutant", "noise-free equality", "whitened residual", "law"]
+    print("\n\n" + tabulate(rows, heads, tablefmt="github", disable_numparse=True))
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_rot(mutant: Mutant) -> None:
+    """Each text that a mutant changes is in the source once."""
+    assert [1] * len(mutant.edits) == [source(mutant.module).count(before) for before, _ in mutant.edits]
+
+
+def test_page() -> None:
+    """The kill matrix of docs/privacy.md has every mutant, and no other."""
+    page = (Path(rng.__file__).parents[1] / "docs" / "privacy.md").read_text()
+    matrix = page.partition("## The kill matrix")[2].partition("\n## ")[0]
+    names = {line.split("|")[1].strip() for line in matrix.splitlines() if line.startswith("| ")}
+
+    assert {mutant.name for mutant in MUTANTS} == {name for name in names if not name.startswith("none ")} - {"mutant"}
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_correct(spec: Make, places: Places, matrix: list[list[str]], job: str) -> None:
+    """The engine as it is passes all checks, made anew like a broken one."""
+    pytest.importorskip("dp_accounting")
+    found = check(Mutant("none", rng, (), job), spec, places)
+    matrix.append([f"none ({job})", *found.cells()])
+
+    assert not any(found.seen), found
+
+
+@pytest.mark.filterwarnings("ignore:GDP accounting is experimental")
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_killed(spec: Make, places: Places, matrix: list[list[str]], mutant: Mutant) -> None:
+    """A broken engine fails a check."""
+    pytest.importorskip("dp_accounting")
+    found = check(mutant, spec, places)
+    matrix.append([mutant.name, *found.cells()])
+
+    assert any(found.seen), found
