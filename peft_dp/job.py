@@ -72,7 +72,14 @@ class Job:
 
     def losses(self, batch: Batch) -> Tensor:
         """Loss of each example [B]."""
-        return self.loss(self.backbone.logits(batch), batch.labels)
+        return self.loss(self.logits(batch), batch.labels)
+
+    def logits(self, batch: Batch) -> Tensor:
+        """As `Backbone.logits`, in the run's precision."""
+        if self.spec.precision == "fp32":
+            return self.backbone.logits(batch)
+        with torch.autocast(self.device, torch.bfloat16):
+            return self.backbone.logits(batch).float()
 
 
 def gather(spec: Spec, places: Places) -> Sources:

@@ -96,6 +96,10 @@ class Spec:
             the state of a mask token put after the first sentence, the input then being
             one text without a separator (WARP, SLaSh).
         dropout: Whether the backbone's dropout is on in training.
+        reuse: Whether frozen layers below all that trains may be computed once for all epochs,
+            where dropout is off; changes time and memory, not results.
+        precision: "bf16" makes the forward and backward pass under autocast in bfloat16; parameters,
+            norms, clipping, sums, noise and the optimiser stay in float32.
         seed: Feeds the streams for initialisation, batches, dropout and noise.
     """
 
@@ -114,6 +118,8 @@ class Spec:
     head: Literal["linear", "stock"] = "linear"
     readout: Literal["cls", "mean", "mask", "tokens"] = "cls"
     dropout: bool = True
+    reuse: bool = True
+    precision: Literal["fp32", "bf16"] = "fp32"
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -30,6 +30,7 @@ ORDER = (
     ("privacy.engine",),
     ("training", "training.batching", "training.trail"),
     ("job",),
+    ("training.reuse",),
     ("training.loop",),
     ("privacy.audit",),
     ("measuring", "measuring.before", "measuring.after", "measuring.cost", "measuring.environment"),

@@ -187,6 +187,7 @@ class Backbone:
         masks: Name of a trained parameter -> where it trains (same shape, bool); without an entry, everywhere.
         updates: Names of what the optimiser updates, where a method makes gradients of it from those of what
             trains; empty where it is what trains.
+        given: States of the batch that is passed, where layers are left out.
     """
 
     def __init__(self, model: nn.Module, encoder: nn.Module, family: Family, head: list[nn.Module]) -> None:
@@ -197,6 +198,7 @@ class Backbone:
         self.head = [parameter for module in head for parameter in module.parameters()]
         self.masks: dict[str, Tensor] = {}
         self.updates: set[str] = set()
+        self.given: Tensor | None = None
         self._branches: list[tuple[nn.Module, str, RemovableHandle]] = []
 
     @property
@@ -297,6 +299,7 @@ class Backbone:
 
     def logits(self, batch: Batch) -> Tensor:
         """Logits [B, C], or [B, T, C] where tokens have tags."""
+        self.given = batch.states
         output = self.model(**self.inputs(batch))
         return output if isinstance(output, Tensor) else output.logits
 

@@ -29,7 +29,7 @@ def predictions(job: Job) -> list[float]:
     job.backbone.model.eval()
     with torch.inference_mode():
         for part in job.dev.cut(range(len(job.dev))):
-            logits = job.backbone.logits(job.dev.batch(part, job.device))
+            logits = job.logits(job.dev.batch(part, job.device))
             best = logits.squeeze(-1) if job.task.kind == "regression" else logits.argmax(-1)
             found |= dict(zip(part, best.tolist(), strict=True))
     ordered = [found[index] for index in range(len(job.dev))]

@@ -262,8 +262,10 @@ class _Taps:
 
             def take(gradient: Tensor) -> None:
                 a = held.pop()  # freed here, not with the graph
+                dtype = module.get_parameter(locals_[0]).dtype  # under autocast not that of the pass
+                a, g = a.to(dtype) if a is not None and a.is_floating_point() else a, gradient.to(dtype)
                 for local in locals_:
-                    self.put(_join(path, local), _RULES[_kind(module)](module, local, a, gradient))
+                    self.put(_join(path, local), _RULES[_kind(module)](module, local, a, g))
 
             tapped: Tensor = _Tap.apply(output, self.anchor.to(output.device), take)  # type: ignore[no-untyped-call]
             return tapped

@@ -8,7 +8,7 @@ padding, and memory that does not depend on the longest sentence of the data.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -39,6 +39,7 @@ class Batch:
         types: 1 on the second sentence [B, T].
         positions: Position of each token [B, T].
         labels: Class indices (int64) or scores (float32) [B], or tags (int64) [B, T].
+        states: What enters the first layer that is not left out [B, T, d]; None where all layers are passed.
     """
 
     ids: Tensor
@@ -46,6 +47,7 @@ class Batch:
     types: Tensor
     positions: Tensor
     labels: Tensor
+    states: Tensor | None = None
 
     def __len__(self) -> int:
         """Number of examples."""
@@ -61,12 +63,14 @@ class Encoded:
         types: Token types of each example.
         labels: As in `Batch`, [N] or [N, T] with T tokens in the longest example.
         pad: Id of the padding token.
+        states: What enters the first layer that is not left out, of each example [T, d]; see `reuse`.
     """
 
     ids: Sequence[Sequence[int]]
     types: Sequence[Sequence[int]]
     labels: Tensor
     pad: int
+    states: Sequence[Tensor] | None = None
 
     def __len__(self) -> int:
         """Number of examples."""
@@ -88,7 +92,10 @@ class Encoded:
         labels = self.labels[list(indices)]
         labels = labels[:, :width] if labels.dim() == 2 else labels
         tensors = (torch.tensor(ids), mask, torch.tensor(types), positions, labels)
-        return Batch(*(tensor.to(device) for tensor in tensors))
+        found = Batch(*(tensor.to(device) for tensor in tensors))
+        if self.states is None:
+            return found
+        return replace(found, states=nn.utils.rnn.pad_sequence([self.states[i] for i in indices], batch_first=True))
 
     def cut(self, indices: Sequence[int], tokens: int = TOKENS) -> Iterator[list[int]]:
         """Cuts a logical batch into physical ones: longest first, at most `tokens` padded tokens or one example."""

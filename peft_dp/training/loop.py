@@ -24,6 +24,7 @@ from peft_dp.privacy import sampling
 from peft_dp.privacy.engine import noised_sum
 from peft_dp.privacy.gradients import check_independent
 from peft_dp.spec import Optimiser
+from peft_dp.training.reuse import reused
 from peft_dp.training.trail import Epoch
 
 
@@ -65,18 +66,20 @@ def fit(job: Job, progress: TextIO | None = None) -> Trained:
     with bar, torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(rng.seed(job.spec.seed, "dropout"))
         for length in lengths:
-            phase = Phase(job, len(epochs) * job.plan.steps_per_epoch)
-            for _ in range(length):
-                start = time.perf_counter()
-                tally = Tally(job.device, job.plan.clip)
-                for indices in sampling.epoch(job.plan, batches):
-                    phase.step(noised_mean(job, indices, noise, tally))
-                    bar.update()
-                epochs.append(tally.epoch(job, time.perf_counter() - start))
-                if not job.plan.private and epochs[-1].loss is None:
-                    where = f"{_title(job)}: the training loss of epoch {len(epochs)} is not finite"
-                    raise FloatingPointError(f"{where}: try a smaller optimiser.rate")
-            held = max(held, phase.close())
+            start = time.perf_counter()
+            with reused(job, length) as now:
+                phase = Phase(now, len(epochs) * job.plan.steps_per_epoch)
+                for _ in range(length):
+                    tally = Tally(job.device, job.plan.clip)
+                    for indices in sampling.epoch(job.plan, batches):
+                        phase.step(noised_mean(now, indices, noise, tally))
+                        bar.update()
+                    epochs.append(tally.epoch(job, time.perf_counter() - start))
+                    start = time.perf_counter()
+                    if not job.plan.private and epochs[-1].loss is None:
+                        where = f"{_title(job)}: the training loss of epoch {len(epochs)} is not finite"
+                        raise FloatingPointError(f"{where}: try a smaller optimiser.rate")
+                held = max(held, phase.close())
     return Trained(epochs, held)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from peft_dp import registry
 from peft_dp.backbones import Backbone
 from peft_dp.job import cross_entropy
+from peft_dp.training import reuse
 from peft_dp.training.batching import Batch
 
 Make = Callable[..., Batch]
@@ -110,3 +111,18 @@ def test_merge(method: ModuleType, families: Backbone, batch: Make) -> None:
         backbone.merge()
 
     torch.testing.assert_close(backbone.logits(batch()), expected, atol=1e-5, rtol=0)
+
+
+def test_layers_left_out(families: Backbone) -> None:
+    """Every family passes states through in place of its embeddings and layers."""
+    families.model.double()
+    ids = torch.randint(5, 20, (3, 6))
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    kept: list[Tensor] = []
+    handle = families.layers[0].register_forward_hook(lambda module, given, output: kept.append(output))
+    expected = families.model(**inputs)
+    handle.remove()
+    with reuse._left_out(families, 1):
+        families.given = kept[0]
+
+        torch.testing.assert_close(families.model(**inputs), expected)
