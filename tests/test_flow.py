@@ -26,6 +26,7 @@ ORDER = (
     ("methods",),
     ("attaching",),
     ("privacy", "privacy.plan", "privacy.sampling"),
+    ("privacy.parts",),
     ("privacy.gradients",),
     ("privacy.engine",),
     ("training", "training.batching", "training.trail"),

@@ -40,7 +40,8 @@ from peft_dp.backbones import Backbone
 from peft_dp.job import Job
 from peft_dp.privacy import gradients
 from peft_dp.privacy.engine import noised_sum
-from peft_dp.privacy.gradients import Part, Recorded
+from peft_dp.privacy.gradients import Recorded
+from peft_dp.privacy.parts import Part
 from peft_dp.privacy.plan import Plan, private_plan, spent
 from peft_dp.training.batching import Encoded
 

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,15 +34,14 @@ from torch.func import functional_call
 from torch.nn import functional
 from torch.nn.utils.parametrize import is_parametrized
 
+from peft_dp.privacy.parts import Behind, Each, Part, Product, Rows, Whole
+
 if TYPE_CHECKING:
     from peft_dp.job import Job
     from peft_dp.training.batching import Batch
 
 GAMMA = 0.01
 """Of automatic clipping (Bu et al. 2022, arXiv 2206.07136, AUTO-S; the value of DP-BiTFiT's code)."""
-
-FORMED = 2**20
-"""Values of the gradients formed at a time where only their norms are kept: about what a processor's cache holds."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +147,7 @@ def record(
     _, *gradients = torch.autograd.grad(found.sum(), [taps.anchor, *expanded.values()], allow_unused=True)
     for name, gradient in zip(expanded, gradients, strict=True):
         if gradient is not None:
-            taps.put(name, _Each(gradient))
+            taps.put(name, Each(gradient))
     order = [name for name, p in model.named_parameters() if name in taps.parts]
     return Recorded({name: taps.parts[name] for name in order}, found.detach())
 
@@ -192,7 +191,7 @@ def check_independent(model: nn.Module, losses: Callable[[], Tensor]) -> None:
         whole = torch.autograd.grad(losses().sum(), trained, allow_unused=True, materialize_grads=True)
     size = torch.stack([gradient.norm() for gradient in whole]).norm()
     for (name, found), gradient in zip(sums.items(), whole, strict=True):
-        if (found - gradient).norm() > 1e-3 * size:
+        if (found - gradient).norm() > 0.05 * size:  # passes in bfloat16 differ by a percent
             raise ValueError(f"{name} is used beside the call of its module, which its rule does not see: freeze it")
 
 
@@ -242,7 +241,7 @@ class _Taps:
         if kind is None and (silent := self._watched.keys() - self._called):
             raise ValueError(f"{min(silent)} has trained parameters, but is not called: freeze it, or call it")
 
-    def put(self, name: str, part: _Whole) -> None:
+    def put(self, name: str, part: Whole) -> None:
         """Takes what gives a parameter's gradients, its mask respected."""
         self.parts[name] = part.only(self._masks[name]) if name in self._masks else part
 
@@ -327,17 +326,17 @@ def _own(module: nn.Module) -> list[str]:
 _BEHIND = "parametrizations.weight."
 
 
-def _linear(module: nn.Linear, name: str, a: Tensor, g: Tensor) -> _Whole:
+def _linear(module: nn.Linear, name: str, a: Tensor, g: Tensor) -> Whole:
     g = g.reshape(len(g), -1, g.shape[-1])
     if name == "bias":
-        return _Each(g.sum(1))
+        return Each(g.sum(1))
     a = a.reshape(len(a), -1, a.shape[-1])
-    product = _Product(a, g)
+    product = Product(a, g)
     if name != "weight":
-        return _Behind(product, _slope(module, name), module.get_parameter(name).shape)
+        return Behind(product, _slope(module, name), module.get_parameter(name).shape)
     # The Gram matrices cost T^2 (in + out), forming the gradient T in out.
     wide = module.in_features * module.out_features > a.shape[1] * (module.in_features + module.out_features)
-    return product if wide else _Each(product.each())
+    return product if wide else Each(product.each())
 
 
 def _slope(module: nn.Linear, name: str) -> Tensor:
@@ -360,169 +359,20 @@ def _slope(module: nn.Linear, name: str) -> Tensor:
     return slope
 
 
-def _norm(module: nn.LayerNorm, name: str, a: Tensor, g: Tensor) -> _Whole:
+def _norm(module: nn.LayerNorm, name: str, a: Tensor, g: Tensor) -> Whole:
     if name == "weight":
         g = g * functional.layer_norm(a, module.normalized_shape, eps=module.eps)
-    return _Each(g.reshape(len(g), -1, *module.normalized_shape).sum(1))
+    return Each(g.reshape(len(g), -1, *module.normalized_shape).sum(1))
 
 
-def _embedding(module: nn.Embedding, name: str, ids: Tensor, g: Tensor) -> _Whole:
+def _embedding(module: nn.Embedding, name: str, ids: Tensor, g: Tensor) -> Whole:
     if module.padding_idx is not None:
         g = g.masked_fill((ids == module.padding_idx)[..., None], 0)
-    return _Rows(ids.reshape(len(ids), -1), g.reshape(len(g), -1, g.shape[-1]), module.weight.shape)
+    return Rows(ids.reshape(len(ids), -1), g.reshape(len(g), -1, g.shape[-1]), module.weight.shape)
 
 
-_RULES: Mapping[type[nn.Module], Callable[..., _Whole]] = {
+_RULES: Mapping[type[nn.Module], Callable[..., Whole]] = {
     nn.Linear: _linear,
     nn.LayerNorm: _norm,
     nn.Embedding: _embedding,
 }
-
-
-@dataclass(frozen=True)
-class _Each:
-    """A parameter's gradient, formed for each example."""
-
-    gradient: Tensor  # [B, ...]
-
-    def each(self) -> Tensor:
-        return self.gradient
-
-    def only(self, mask: Tensor) -> _Masked:
-        return _Masked(self.gradient[:, mask], mask)
-
-    def without(self, lost: Tensor) -> _Each:
-        return _Each(_zeroed(self.gradient, lost))
-
-    def square_norm(self) -> Tensor:
-        return self.gradient.flatten(1).square().sum(1)
-
-    def add_to(self, total: Tensor, weights: Tensor) -> None:
-        total.view(-1).addmv_(self.gradient.flatten(1).T, weights)
-
-
-@dataclass(frozen=True)
-class _Masked:
-    """A parameter's gradient where a mask lets it train, zero elsewhere."""
-
-    entries: Tensor  # [B, K], of the K places the mask lets through
-    mask: Tensor
-
-    def each(self) -> Tensor:
-        zeros = self.entries.new_zeros(len(self.entries), *self.mask.shape)
-        zeros[:, self.mask] = self.entries
-        return zeros
-
-    def without(self, lost: Tensor) -> _Masked:
-        return _Masked(_zeroed(self.entries, lost), self.mask)
-
-    def square_norm(self) -> Tensor:
-        return self.entries.square().sum(1)
-
-    def add_to(self, total: Tensor, weights: Tensor) -> None:
-        total[self.mask] += weights @ self.entries
-
-
-@dataclass(frozen=True)
-class _Product:
-    """A weight whose gradient is sum over t of g_t a_t^T, never formed for one example."""
-
-    a: Tensor  # [B, T, in]
-    g: Tensor  # [B, T, out]
-
-    def each(self) -> Tensor:
-        return torch.einsum("bto,bti->boi", self.g, self.a)
-
-    def only(self, mask: Tensor) -> _Masked:
-        rows, columns = mask.nonzero(as_tuple=True)
-        return _Masked((self.g[..., rows] * self.a[..., columns]).sum(1), mask)
-
-    def without(self, lost: Tensor) -> _Product:
-        return _Product(_zeroed(self.a, lost), _zeroed(self.g, lost))
-
-    def square_norm(self) -> Tensor:
-        return _gram_sum((self.a @ self.a.mT).mul_(self.g @ self.g.mT))
-
-    def add_to(self, total: Tensor, weights: Tensor) -> None:
-        a, g, column = self.a, self.g, weights[:, None, None]
-        a, g = (a * column, g) if a.shape[2] < g.shape[2] else (a, g * column)
-        total.addmm_(g.flatten(0, 1).T, a.flatten(0, 1))
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """An embedding table: row k's gradient is the sum of g_t over the t that look it up."""
-
-    ids: Tensor  # [B, T]
-    g: Tensor  # [B, T, d]
-    shape: torch.Size
-
-    def each(self) -> Tensor:
-        zeros = self.g.new_zeros(len(self.ids), *self.shape)
-        return zeros.scatter_add_(1, self.ids[..., None].expand_as(self.g), self.g)
-
-    def only(self, mask: Tensor) -> _Masked:
-        rows, columns = mask.nonzero(as_tuple=True)
-        return _Masked(((self.ids[..., None] == rows) * self.g[..., columns]).sum(1), mask)
-
-    def without(self, lost: Tensor) -> _Rows:
-        return replace(self, g=_zeroed(self.g, lost))
-
-    def square_norm(self) -> Tensor:
-        same = self.ids[:, :, None] == self.ids[:, None, :]
-        return _gram_sum((self.g @ self.g.mT).mul_(same))
-
-    def add_to(self, total: Tensor, weights: Tensor) -> None:
-        total.index_add_(0, self.ids.flatten(), (self.g * weights[:, None, None]).flatten(0, 1))
-
-
-@dataclass(frozen=True)
-class _Behind:
-    """A parameter that a weight is computed from, value by value, or a single one behind all values."""
-
-    weight: _Product
-    slope: Tensor  # [out, in], of the weight by the parameter
-    shape: torch.Size  # of the parameter
-
-    def each(self) -> Tensor:
-        found = self.weight.each() * self.slope
-        return found if self.shape == self.slope.shape else found.sum((1, 2)).view(-1, *self.shape)
-
-    def only(self, mask: Tensor) -> _Masked:
-        return _Each(self.each()).only(mask)
-
-    def without(self, lost: Tensor) -> _Behind:
-        return replace(self, weight=self.weight.without(lost))
-
-    def square_norm(self) -> Tensor:
-        a, g = self.weight.a, self.weight.g
-        if self.shape != self.slope.shape:
-            return (g @ self.slope).mul_(a).sum((1, 2)).square()
-        squares, size = self.slope.square().flatten(), max(1, FORMED // self.slope.numel())
-        cuts = [slice(at, at + size) for at in range(0, len(a), size)]
-        return torch.cat([_Product(a[cut], g[cut]).each().square_().flatten(1) @ squares for cut in cuts])
-
-    def add_to(self, total: Tensor, weights: Tensor) -> None:
-        gradient = torch.zeros_like(self.slope)
-        self.weight.add_to(gradient, weights)
-        gradient *= self.slope
-        total += gradient if self.shape == self.slope.shape else gradient.sum()
-
-
-_Whole = _Each | _Product | _Rows | _Behind
-Part = _Whole | _Masked
-
-
-def _gram_sum(products: Tensor) -> Tensor:
-    """Square norms [B] of sums over t of vectors, from their inner products [B, T, T]; never too short by rounding.
-
-    Where the sum all but cancels, its square norm is lost in the rounding of the products: what they can have
-    lost is added, for a gradient whose norm is found too short would not be clipped.
-    """
-    lengths = products.diagonal(dim1=1, dim2=2).sqrt().sum(1)
-    return products.sum((1, 2)) + 4 * torch.finfo(products.dtype).eps * lengths.square()
-
-
-def _zeroed(values: Tensor, lost: Tensor) -> Tensor:
-    """Values [B, ...] with zeros in the rows of lost examples [B]."""
-    return values.masked_fill(lost.view(-1, *[1] * (values.dim() - 1)), 0)

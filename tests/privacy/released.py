@@ -43,7 +43,7 @@ NOISE = 0.7
 class Split(Encoded):
     """Training examples whose logical batches are cut into that many physical ones."""
 
-    splits: int
+    splits: int = 1
 
     def cut(self, indices: Sequence[int], tokens: int = 0) -> Iterator[list[int]]:
         """Cuts a logical batch into `splits` parts, into none if it is empty."""

@@ -21,13 +21,12 @@ from peft_dp.job import build, cross_entropy, gather, mean_cross_entropy, square
 from peft_dp.privacy.gradients import (
     GAMMA,
     Recorded,
-    _Each,
-    _Product,
     clipped_sum,
     per_example_gradients,
     record,
     zeros,
 )
+from peft_dp.privacy.parts import Each, Product
 from peft_dp.training.batching import IGNORED, Encoded
 
 METHODS = registry.names("methods")
@@ -230,8 +229,8 @@ def test_both_branches() -> None:
     layer = "bert.encoder.layer.0."
     parts = case.record(case.all).parts
 
-    assert isinstance(parts[layer + "attention.self.query.weight"], _Product)
-    assert isinstance(parts[layer + "intermediate.dense.weight"], _Each)
+    assert isinstance(parts[layer + "attention.self.query.weight"], Product)
+    assert isinstance(parts[layer + "intermediate.dense.weight"], Each)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -246,7 +245,7 @@ def test_cancelling_norm(seed: int) -> None:
     sums = zeros(layer)
     found.add_clipped(sums, clip, "abadi")
 
-    assert isinstance(found.parts["weight"], _Product)
+    assert isinstance(found.parts["weight"], Product)
     assert sums["weight"].norm() <= clip * (1 + 1e-5)
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from peft_dp import Places, Spec, rng
 from peft_dp import job as jobs
-from peft_dp.privacy import engine, gradients, sampling
+from peft_dp.privacy import engine, gradients, parts, sampling
 from peft_dp.privacy import plan as planning
 from peft_dp.spec import Privacy
 from peft_dp.training import loop
@@ -34,7 +34,7 @@ from .released import BATCHES, CHANCE, NOISE, TOLERANCE, made, noise_free, p_val
 
 Make = Callable[..., Spec]
 
-MODULES = (rng, planning, sampling, gradients, jobs, engine, loop)
+MODULES = (rng, planning, sampling, parts, gradients, jobs, engine, loop)
 """In the order of their imports: what is bound by name from a broken one must be bound anew."""
 
 
@@ -179,7 +179,7 @@ MUTANTS = [
     ),
     Mutant(
         "ghost norm without products between positions",
-        gradients,
+        parts,
         (
             (
                 "_gram_sum((self.a @ self.a.mT).mul_(self.g @ self.g.mT))",
@@ -190,7 +190,7 @@ MUTANTS = [
     ),
     Mutant(
         "norm of a token looked up twice",
-        gradients,
+        parts,
         (("_gram_sum((self.g @ self.g.mT).mul_(same))", "self.g.square().sum((1, 2))"),),
     ),
     Mutant(

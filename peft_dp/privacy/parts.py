@@ -1,0 +1,165 @@
+"""What a pass leaves of a parameter: its gradient of each example, formed or in a form that needs less.
+
+Each kind gives the gradients (`each`), their square norms, which are never too
+short, and adds their weighted sum to a total; it can be narrowed to a mask
+(`only`), and to the examples that have a finite gradient (`without`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+FORMED = 2**20
+"""Values of the gradients formed at a time where only their norms are kept: about what a processor's cache holds."""
+
+
+@dataclass(frozen=True)
+class Each:
+    """A parameter's gradient, formed for each example."""
+
+    gradient: Tensor  # [B, ...]
+
+    def each(self) -> Tensor:
+        return self.gradient
+
+    def only(self, mask: Tensor) -> Masked:
+        return Masked(self.gradient[:, mask], mask)
+
+    def without(self, lost: Tensor) -> Each:
+        return Each(_zeroed(self.gradient, lost))
+
+    def square_norm(self) -> Tensor:
+        return self.gradient.flatten(1).square().sum(1)
+
+    def add_to(self, total: Tensor, weights: Tensor) -> None:
+        total.view(-1).addmv_(self.gradient.flatten(1).T, weights)
+
+
+@dataclass(frozen=True)
+class Masked:
+    """A parameter's gradient where a mask lets it train, zero elsewhere."""
+
+    entries: Tensor  # [B, K], of the K places the mask lets through
+    mask: Tensor
+
+    def each(self) -> Tensor:
+        zeros = self.entries.new_zeros(len(self.entries), *self.mask.shape)
+        zeros[:, self.mask] = self.entries
+        return zeros
+
+    def without(self, lost: Tensor) -> Masked:
+        return Masked(_zeroed(self.entries, lost), self.mask)
+
+    def square_norm(self) -> Tensor:
+        return self.entries.square().sum(1)
+
+    def add_to(self, total: Tensor, weights: Tensor) -> None:
+        total[self.mask] += weights @ self.entries
+
+
+@dataclass(frozen=True)
+class Product:
+    """A weight whose gradient is sum over t of g_t a_t^T, never formed for one example."""
+
+    a: Tensor  # [B, T, in]
+    g: Tensor  # [B, T, out]
+
+    def each(self) -> Tensor:
+        return torch.einsum("bto,bti->boi", self.g, self.a)
+
+    def only(self, mask: Tensor) -> Masked:
+        rows, columns = mask.nonzero(as_tuple=True)
+        return Masked((self.g[..., rows] * self.a[..., columns]).sum(1), mask)
+
+    def without(self, lost: Tensor) -> Product:
+        return Product(_zeroed(self.a, lost), _zeroed(self.g, lost))
+
+    def square_norm(self) -> Tensor:
+        return _gram_sum((self.a @ self.a.mT).mul_(self.g @ self.g.mT))
+
+    def add_to(self, total: Tensor, weights: Tensor) -> None:
+        a, g, column = self.a, self.g, weights[:, None, None]
+        a, g = (a * column, g) if a.shape[2] < g.shape[2] else (a, g * column)
+        total.addmm_(g.flatten(0, 1).T, a.flatten(0, 1))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """An embedding table: row k's gradient is the sum of g_t over the t that look it up."""
+
+    ids: Tensor  # [B, T]
+    g: Tensor  # [B, T, d]
+    shape: torch.Size
+
+    def each(self) -> Tensor:
+        zeros = self.g.new_zeros(len(self.ids), *self.shape)
+        return zeros.scatter_add_(1, self.ids[..., None].expand_as(self.g), self.g)
+
+    def only(self, mask: Tensor) -> Masked:
+        rows, columns = mask.nonzero(as_tuple=True)
+        return Masked(((self.ids[..., None] == rows) * self.g[..., columns]).sum(1), mask)
+
+    def without(self, lost: Tensor) -> Rows:
+        return replace(self, g=_zeroed(self.g, lost))
+
+    def square_norm(self) -> Tensor:
+        same = self.ids[:, :, None] == self.ids[:, None, :]
+        return _gram_sum((self.g @ self.g.mT).mul_(same))
+
+    def add_to(self, total: Tensor, weights: Tensor) -> None:
+        total.index_add_(0, self.ids.flatten(), (self.g * weights[:, None, None]).flatten(0, 1))
+
+
+@dataclass(frozen=True)
+class Behind:
+    """A parameter that a weight is computed from, value by value, or a single one behind all values."""
+
+    weight: Product
+    slope: Tensor  # [out, in], of the weight by the parameter
+    shape: torch.Size  # of the parameter
+
+    def each(self) -> Tensor:
+        found = self.weight.each() * self.slope
+        return found if self.shape == self.slope.shape else found.sum((1, 2)).view(-1, *self.shape)
+
+    def only(self, mask: Tensor) -> Masked:
+        return Each(self.each()).only(mask)
+
+    def without(self, lost: Tensor) -> Behind:
+        return replace(self, weight=self.weight.without(lost))
+
+    def square_norm(self) -> Tensor:
+        a, g = self.weight.a, self.weight.g
+        if self.shape != self.slope.shape:
+            return (g @ self.slope).mul_(a).sum((1, 2)).square()
+        squares, size = self.slope.square().flatten(), max(1, FORMED // self.slope.numel())
+        cuts = [slice(at, at + size) for at in range(0, len(a), size)]
+        return torch.cat([Product(a[cut], g[cut]).each().square_().flatten(1) @ squares for cut in cuts])
+
+    def add_to(self, total: Tensor, weights: Tensor) -> None:
+        gradient = torch.zeros_like(self.slope)
+        self.weight.add_to(gradient, weights)
+        gradient *= self.slope
+        total += gradient if self.shape == self.slope.shape else gradient.sum()
+
+
+Whole = Each | Product | Rows | Behind
+Part = Whole | Masked
+
+
+def _gram_sum(products: Tensor) -> Tensor:
+    """Square norms [B] of sums over t of vectors, from their inner products [B, T, T]; never too short by rounding.
+
+    Where the sum all but cancels, its square norm is lost in the rounding of the products: what they can have
+    lost is added, for a gradient whose norm is found too short would not be clipped.
+    """
+    lengths = products.diagonal(dim1=1, dim2=2).sqrt().sum(1)
+    return products.sum((1, 2)) + 4 * torch.finfo(products.dtype).eps * lengths.square()
+
+
+def _zeroed(values: Tensor, lost: Tensor) -> Tensor:
+    """Values [B, ...] with zeros in the rows of lost examples [B]."""
+    return values.masked_fill(lost.view(-1, *[1] * (values.dim() - 1)), 0)
