@@ -2,13 +2,13 @@
 
 Opacus by hooks (a gradient for each example, kept for all parameters) and by
 ghost clipping (norms first, then a second backward pass), each with Opacus's own
-optimiser over SGD. The physical batches are the job's, as `BatchMemoryManager`
-would pass them: noise once, at the last.
+optimiser over SGD. Physical batches go through as `BatchMemoryManager` passes
+them: noise once, at the last. How a logical batch is cut is for the caller to say.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from opacus.grad_sample import GradSampleModule
@@ -23,7 +23,17 @@ Step = Callable[[Sequence[int]], None]
 """Makes one private step over a logical batch."""
 
 
-def hooks(job: Job) -> Step:
+Cut = Callable[[Sequence[int]], Iterable[list[int]]]
+"""Cuts a logical batch into physical ones."""
+
+
+def as_drawn(indices: Sequence[int]) -> Iterator[list[int]]:
+    """Physical batches of 32 in the order drawn, as a data loader with dynamic padding has them."""
+    for at in range(0, len(indices), 32):
+        yield list(indices[at : at + 32])
+
+
+def hooks(job: Job, cut: Cut) -> Step:
     """Opacus's per-example gradients by hooks; changes the job's model for good."""
     GradSampleModule(job.backbone.model)
     optimiser = DPOptimizer(_sgd(job), **_options(job))
@@ -31,10 +41,10 @@ def hooks(job: Job) -> Step:
     def backward(losses: torch.Tensor) -> None:
         losses.sum().backward()  # type: ignore[no-untyped-call]
 
-    return lambda indices: _step(job, optimiser, indices, backward)
+    return lambda indices: _step(job, optimiser, list(cut(indices)), backward)
 
 
-def ghost(job: Job) -> Step:
+def ghost(job: Job, cut: Cut) -> Step:
     """Opacus's ghost clipping; changes the job's model for good."""
     module = GradSampleModuleFastGradientClipping(
         job.backbone.model, use_ghost_clipping=True, max_grad_norm=job.plan.clip, loss_reduction="sum"
@@ -44,7 +54,7 @@ def ghost(job: Job) -> Step:
     def backward(losses: torch.Tensor) -> None:
         DPTensorFastGradientClipping(module, optimiser, losses, "sum").backward()
 
-    return lambda indices: _step(job, optimiser, indices, backward)
+    return lambda indices: _step(job, optimiser, list(cut(indices)), backward)
 
 
 def _sgd(job: Job) -> torch.optim.Optimizer:
@@ -60,8 +70,7 @@ def _options(job: Job) -> dict[str, object]:
     }
 
 
-def _step(job: Job, optimiser: DPOptimizer, indices: Sequence[int], backward: Callable[[torch.Tensor], None]) -> None:
-    cuts = list(job.train.cut(indices))
+def _step(job: Job, optimiser: DPOptimizer, cuts: list[list[int]], backward: Callable[[torch.Tensor], None]) -> None:
     for cut in cuts:
         optimiser.signal_skip_step(do_skip=cut is not cuts[-1])
         backward(job.losses(job.train.batch(cut, job.device)))

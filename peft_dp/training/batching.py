@@ -98,10 +98,17 @@ class Encoded:
         return replace(found, states=nn.utils.rnn.pad_sequence([self.states[i] for i in indices], batch_first=True))
 
     def cut(self, indices: Sequence[int], tokens: int = TOKENS) -> Iterator[list[int]]:
-        """Cuts a logical batch into physical ones: longest first, at most `tokens` padded tokens or one example."""
-        order = sorted(indices, key=lambda i: (-len(self.ids[i]), i))
+        """Cuts a logical batch into physical ones: longest first, at most `tokens` padded tokens or one example.
+
+        From an eighth of that on, one ends before the first example with less than nine tenths of its longest's
+        tokens: more and smaller batches then cost less than the padding.
+        """
+        order = sorted(indices, key=lambda i: (-self.lengths[i], i))
         while order:
-            size = max(1, tokens // len(self.ids[order[0]]))
+            longest = self.lengths[order[0]]
+            most, least = max(1, tokens // longest), -(-tokens // (8 * longest))
+            near = sum(self.lengths[i] >= 0.9 * longest for i in order[:most])
+            size = min(most, max(near, least))
             yield order[:size]
             order = order[size:]
 

@@ -10,7 +10,7 @@ import torch
 
 from peft_dp import Places, tasks
 from peft_dp.tasks import Example
-from peft_dp.training.batching import Encoded, encode
+from peft_dp.training.batching import TOKENS, Encoded, encode
 
 PAD = 7
 
@@ -39,6 +39,19 @@ def test_cut(tokens: int) -> None:
 def test_cut_fills_parts() -> None:
     """A part is as large as the limit lets it be."""
     assert [[0, 1, 2], [3, 4, 5, 6, 7, 8], [9]] == list(encoded([4] * 3 + [2] * 7).cut(range(10), 12))
+
+
+@pytest.mark.parametrize(("drawn", "most"), [(32, 1.7), (512, 1.07), (2048, 1.05)])
+def test_cut_pads_little(drawn: int, most: float) -> None:
+    """Of sentences of SST-2's lengths, 3 to 60 and short for the most part, little of what is processed is padding."""
+    draw = random.Random(0)
+    lengths = [min(60, 3 + int(draw.expovariate(0.1))) for _ in range(drawn)]
+    parts = list(encoded(lengths).cut(range(drawn)))
+    processed = sum(len(part) * lengths[part[0]] for part in parts)
+
+    assert processed <= most * sum(lengths)
+    # Nor does it fall apart: a part that is short of an eighth of the limit is the last.
+    assert all(len(part) * lengths[part[0]] >= TOKENS // 8 for part in parts[:-1])
 
 
 def test_cut_does_not_depend_on_order() -> None:
