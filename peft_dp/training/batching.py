@@ -29,6 +29,10 @@ TOKENS = 2048
 """Padded tokens of a physical batch: large enough for full matrix products on a CPU, small enough for its cache."""
 
 
+PART = 64
+"""Tokens whose passes take about as long as there being one more physical batch."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """One physical batch of B examples padded to T tokens.
@@ -100,17 +104,24 @@ class Encoded:
     def cut(self, indices: Sequence[int], tokens: int = TOKENS) -> Iterator[list[int]]:
         """Cuts a logical batch into physical ones: longest first, at most `tokens` padded tokens or one example.
 
-        From an eighth of that on, one ends before the first example with less than nine tenths of its longest's
-        tokens: more and smaller batches then cost less than the padding.
+        Of all ways to do that with cuts where the length falls, or where a part is full, the one that costs least,
+        a part counting as much as `PART` tokens.
         """
         order = sorted(indices, key=lambda i: (-self.lengths[i], i))
-        while order:
-            longest = self.lengths[order[0]]
-            most, least = max(1, tokens // longest), -(-tokens // (8 * longest))
-            near = sum(self.lengths[i] >= 0.9 * longest for i in order[:most])
-            size = min(most, max(near, least))
-            yield order[:size]
-            order = order[size:]
+        lengths = [self.lengths[i] for i in order]
+        falls = [at for at in range(1, len(order) + 1) if at == len(order) or lengths[at] < lengths[at - 1]]
+        best: dict[int, tuple[int, int]] = {0: (0, 0)}  # end of a part -> least cost up to there, and its start
+        for start in range(len(order)):
+            if start in best:
+                full = min(start + max(1, tokens // lengths[start]), len(order))
+                for end in {*(at for at in falls if start < at <= full), full}:
+                    cost = best[start][0] + (end - start) * lengths[start] + PART
+                    best[end] = min(best.get(end, (cost, start)), (cost, start))
+        ends = [len(order)]
+        while ends[-1] > 0:
+            ends.append(best[ends[-1]][1])
+        for start, end in pairwise(reversed(ends)):
+            yield order[start:end]
 
 
 def encode(examples: Sequence[Example], task: Task, folder: Path, max_length: int, readout: str = "cls") -> Encoded:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from itertools import combinations, pairwise
 
 import pytest
 import torch
 
 from peft_dp import Places, tasks
 from peft_dp.tasks import Example
-from peft_dp.training.batching import TOKENS, Encoded, encode
+from peft_dp.training.batching import PART, Encoded, encode
 
 PAD = 7
 
@@ -41,17 +42,30 @@ def test_cut_fills_parts() -> None:
     assert [[0, 1, 2], [3, 4, 5, 6, 7, 8], [9]] == list(encoded([4] * 3 + [2] * 7).cut(range(10), 12))
 
 
-@pytest.mark.parametrize(("drawn", "most"), [(32, 1.7), (512, 1.07), (2048, 1.05)])
+@pytest.mark.parametrize(("drawn", "most"), [(32, 1.5), (512, 1.1), (2048, 1.05)])
 def test_cut_pads_little(drawn: int, most: float) -> None:
     """Of sentences of SST-2's lengths, 3 to 60 and short for the most part, little of what is processed is padding."""
     draw = random.Random(0)
     lengths = [min(60, 3 + int(draw.expovariate(0.1))) for _ in range(drawn)]
-    parts = list(encoded(lengths).cut(range(drawn)))
-    processed = sum(len(part) * lengths[part[0]] for part in parts)
+    parts = encoded(lengths).cut(range(drawn))
 
-    assert processed <= most * sum(lengths)
-    # Nor does it fall apart: a part that is short of an eighth of the limit is the last.
-    assert all(len(part) * lengths[part[0]] >= TOKENS // 8 for part in parts[:-1])
+    assert sum(len(part) * lengths[part[0]] for part in parts) <= most * sum(lengths)
+
+
+def test_cut_costs_least() -> None:
+    """No other cut of the sorted examples costs less, a part counting as much as its tokens and some more."""
+    draw = random.Random(1)
+    for _ in range(20):
+        lengths = sorted((draw.choice([3, 40, 41, 60]) for _ in range(9)), reverse=True)
+        costs = [
+            sum((end - start) * lengths[start] + PART for start, end in pairwise([0, *ends, 9]))
+            for count in range(9)
+            for ends in combinations(range(1, 9), count)
+            if all((end - start) * lengths[start] <= 160 for start, end in pairwise([0, *ends, 9]))
+        ]
+        parts = encoded(lengths).cut(range(9), 160)
+
+        assert min(costs) == sum(len(part) * lengths[part[0]] + PART for part in parts)
 
 
 def test_cut_does_not_depend_on_order() -> None:
