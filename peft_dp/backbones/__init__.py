@@ -130,6 +130,11 @@ def file_sha256(path: Path, modified: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Name -> parameter of all that requires a gradient, in the model's order."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
 class Classifier(nn.Module):
     """An encoder with one linear layer on what is read from its last layer.
 
@@ -285,7 +290,7 @@ class Backbone:
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Name -> parameter of all that trains, head included, in the model's order."""
-        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        return trained_parameters(self.model)
 
     def updated(self) -> dict[str, nn.Parameter]:
         """Name -> parameter of all that the optimiser updates: what trains, if a method names nothing else."""

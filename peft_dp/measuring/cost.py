@@ -22,9 +22,9 @@ from peft_dp.training.loop import Tally, noised_mean
 def step_bytes(job: Job) -> int:
     """Peak bytes of one gradient step beyond the weights; doubles as the warm-up, and changes nothing.
 
-    The step has the run's longest examples, so its physical batches are the largest the run can meet.
+    The step has the run's longest examples; another step's physical batches may hold more of them, of as many tokens.
     """
-    order = sorted(range(len(job.train)), key=lambda index: -len(job.train.ids[index]))
+    order = sorted(range(len(job.train)), key=lambda index: -job.train.lengths[index])
     job.backbone.model.train()
 
     def step() -> None:

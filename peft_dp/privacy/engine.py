@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_dp import rng, validate
+from peft_dp.backbones import trained_parameters
 from peft_dp.privacy import plan as planning
 from peft_dp.privacy import sampling
 from peft_dp.privacy.gradients import check_independent, record, zeros
@@ -50,7 +51,7 @@ def noised_sum(
         ValueError: As `gradients.record`.
     """
     masks = masks or {}
-    trained = [p for p in model.parameters() if p.requires_grad]
+    trained = list(trained_parameters(model).values())
     sums = zeros(model)
     for cut in cuts:
         if plan.private:
@@ -150,7 +151,7 @@ class PrivacyEngine:
         """
         self._expect(self._steps == self._drawn - 1, "backward was called without a new batch")
         self._expect(list(indices) == self._batch, "backward was given other examples than were drawn")
-        trained = {name for name, p in self._model.named_parameters() if p.requires_grad}
+        trained = set(trained_parameters(self._model))
         if trained != self._checked and len(indices) > 1:
             check_independent(self._model, lambda: losses(list(indices[:2])))
             self._checked = trained

@@ -34,6 +34,7 @@ from torch.func import functional_call
 from torch.nn import functional
 from torch.nn.utils.parametrize import is_parametrized
 
+from peft_dp.backbones import trained_parameters
 from peft_dp.privacy.parts import Behind, Each, Part, Product, Rows, Whole
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def per_example_gradients(job: Job, batch: Batch) -> Tensor:
 
 def zeros(model: nn.Module) -> dict[str, Tensor]:
     """Name -> zeros in the shape of each trained parameter, contiguous."""
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    trained = trained_parameters(model)
     return {name: torch.zeros_like(p, memory_format=torch.contiguous_format) for name, p in trained.items()}
 
 
@@ -187,7 +188,7 @@ def check_independent(model: nn.Module, losses: Callable[[], Tensor]) -> None:
     with torch.random.fork_rng(devices=devices):
         record(model, losses, 2).add_clipped(sums, math.inf, "abadi")
     with torch.random.fork_rng(devices=devices):
-        trained = [p for p in model.parameters() if p.requires_grad]
+        trained = list(trained_parameters(model).values())
         whole = torch.autograd.grad(losses().sum(), trained, allow_unused=True, materialize_grads=True)
     size = torch.stack([gradient.norm() for gradient in whole]).norm()
     for (name, found), gradient in zip(sums.items(), whole, strict=True):
@@ -288,7 +289,7 @@ class _Tap(torch.autograd.Function):
 
 def _expanded(model: nn.Module, ruled: set[str]) -> dict[str, nn.Parameter]:
     """Trained parameters that no rule covers; each of their modules computes with a leading example axis."""
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    trained = trained_parameters(model)
     if tied := ruled - trained.keys():
         raise ValueError(f"{min(tied)} is another module's parameter too, which its rule does not cover: freeze it")
     for name, p in trained.items():

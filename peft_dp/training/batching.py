@@ -87,10 +87,10 @@ class Encoded:
 
     def batch(self, indices: Sequence[int], device: str) -> Batch:
         """The examples of `indices`, padded to the longest of them."""
-        width = max(len(self.ids[i]) for i in indices)
-        ids = [[*self.ids[i], *[self.pad] * (width - len(self.ids[i]))] for i in indices]
+        width = max(self.lengths[i] for i in indices)
+        ids = [[*self.ids[i], *[self.pad] * (width - self.lengths[i])] for i in indices]
         types = [[*self.types[i], *[0] * (width - len(self.types[i]))] for i in indices]
-        lengths = torch.tensor([len(self.ids[i]) for i in indices])
+        lengths = torch.tensor([self.lengths[i] for i in indices])
         positions = torch.arange(width).repeat(len(indices), 1)
         mask = (positions < lengths[:, None]).long()
         labels = self.labels[list(indices)]

@@ -166,8 +166,9 @@ MUTANTS = [
                 "in model.named_parameters(remove_duplicate=False) if name in taps",
             ),
             (
-                "in model.named_parameters() if p.requires_grad}\n    if tied",
-                "in model.named_parameters(remove_duplicate=False) if p.requires_grad}\n    if tied",
+                "trained = trained_parameters(model)\n    if tied",
+                "trained = dict(model.named_parameters(remove_duplicate=False))\n"
+                "    trained = {name: p for name, p in trained.items() if p.requires_grad}\n    if tied",
             ),
             (
                 "for name, value in expanded.items()}, ())",
