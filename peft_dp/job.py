@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from peft_dp import registry, rng, tasks
 from peft_dp.backbones import Backbone, Family, Source, load
@@ -56,6 +58,7 @@ class Job:
     Attributes:
         method: The method's module, for the hooks it may define.
         config: Its `Config`.
+        packed: Whether examples share rows.
         loss: Logits [B, C] and labels [B], or [B, T, C] and [B, T], to losses [B].
     """
 
@@ -68,7 +71,16 @@ class Job:
     train: Encoded
     dev: Encoded
     device: str
+    packed: bool
     loss: Callable[[Tensor, Tensor], Tensor]
+
+    def cut(self, data: Encoded, indices: Sequence[int]) -> Iterator[list[int]]:
+        """Cuts a logical batch of training or dev examples into physical ones."""
+        return (data.split if self.packed else data.cut)(indices)
+
+    def batch(self, data: Encoded, indices: Sequence[int]) -> Batch:
+        """A physical batch."""
+        return (data.packed if self.packed else data.batch)(indices, self.device)
 
     def losses(self, batch: Batch) -> Tensor:
         """Loss of each example [B]."""
@@ -78,8 +90,24 @@ class Job:
         """As `Backbone.logits`, in the run's precision."""
         if self.spec.precision == "fp32":
             return self.backbone.logits(batch)
-        with torch.autocast(self.device, torch.bfloat16):
+        with torch.autocast(self.device, torch.bfloat16), _products(self.device):
             return self.backbone.logits(batch).float()
+
+
+@contextmanager
+def _products(device: str) -> Iterator[None]:
+    """On a CPU attention by plain matrix products: torch's fused kernel there is 10 times slower in bfloat16."""
+    if device != "cpu":
+        yield
+        return
+    flags = torch.backends.cuda  # which holds this one for a CPU too
+    before = flags.fp16_bf16_reduction_math_sdp_allowed()  # type: ignore[no-untyped-call]
+    flags.allow_fp16_bf16_reduction_math_sdp(True)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        flags.allow_fp16_bf16_reduction_math_sdp(before)
 
 
 def gather(spec: Spec, places: Places) -> Sources:
@@ -162,6 +190,7 @@ def build(spec: Spec, sources: Sources) -> Job:
         train=train,
         dev=dev,
         device=sources.device,
+        packed=backbone.packs,
         loss=_LOSSES[sources.task.kind],
     )
 

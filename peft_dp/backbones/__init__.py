@@ -28,6 +28,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 from torch.utils.hooks import RemovableHandle
 
+from peft_dp import packing
+from peft_dp.read_out import at_read_out
 from peft_dp.validate import Missing
 
 if TYPE_CHECKING:
@@ -163,13 +165,15 @@ class Classifier(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, attention_mask: Tensor, **inputs: Tensor) -> Tensor:
-        """Logits [B, C], or [B, T, C] with readout "tokens", of token ids [B, T]."""
+        """Logits [B, C], or [B, T, C] with readout "tokens", of token ids [B, T]; of packed ones see `at_read_out`."""
         states = self.encoder(attention_mask=attention_mask, **inputs).last_hidden_state  # [B, T, d]
-        if self.readout == "mean":
+        if self.readout == "tokens":
+            read = states
+        elif packing.current():
+            read = states[:, 0]
+        elif self.readout == "mean":
             weights = attention_mask / attention_mask.sum(1, keepdim=True)
             read = (states * weights[..., None]).sum(1)
-        elif self.readout == "tokens":
-            read = states
         elif self.readout == "mask":
             assert self.mask is not None
             first = inputs["input_ids"].eq(self.mask).int().argmax(1)
@@ -193,9 +197,13 @@ class Backbone:
         updates: Names of what the optimiser updates, where a method makes gradients of it from those of what
             trains; empty where it is what trains.
         given: States of the batch that is passed, where layers are left out.
+        packs: Whether several examples may share a row, see `packing`.
+        readout: As in `Spec`.
     """
 
-    def __init__(self, model: nn.Module, encoder: nn.Module, family: Family, head: list[nn.Module]) -> None:
+    def __init__(
+        self, model: nn.Module, encoder: nn.Module, family: Family, head: list[nn.Module], readout: str = "cls"
+    ) -> None:
         self.model = model
         self.family = family
         self.encoder = encoder
@@ -204,6 +212,9 @@ class Backbone:
         self.masks: dict[str, Tensor] = {}
         self.updates: set[str] = set()
         self.given: Tensor | None = None
+        # What else transformers has for attention does not take a mask of every two places.
+        self.packs = encoder.config._attn_implementation == "sdpa"  # type: ignore[union-attr]
+        self.readout = readout
         self._branches: list[tuple[nn.Module, str, RemovableHandle]] = []
 
     @property
@@ -305,8 +316,10 @@ class Backbone:
     def logits(self, batch: Batch) -> Tensor:
         """Logits [B, C], or [B, T, C] where tokens have tags."""
         self.given = batch.states
-        output = self.model(**self.inputs(batch))
-        return output if isinstance(output, Tensor) else output.logits
+        with packing.use(batch.packing), at_read_out(self, batch.packing):
+            output = self.model(**self.inputs(batch))
+        logits = output if isinstance(output, Tensor) else output.logits
+        return batch.packing.apart(logits) if batch.packing and self.readout == "tokens" else logits
 
     def inputs(self, batch: Batch) -> dict[str, Tensor]:
         """The model's arguments.
@@ -348,14 +361,14 @@ def load(
             modules = [model.get_submodule(path) for path in family.head if hasattr(model, path)]
             for module in modules:
                 _initialise(module, rng)
-            backbone = Backbone(model, model.base_model, family, modules)
+            backbone = Backbone(model, model.base_model, family, modules, readout)
         else:
             options = {"add_pooling_layer": False} if family.pooler else {}
             encoder = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True, **options)
             masked = readout == "mask"
             mask = AutoTokenizer.from_pretrained(folder, local_files_only=True).mask_token_id if masked else None
             model = Classifier(encoder, encoder.config.hidden_size, outputs, readout, rng, mask=mask)
-            backbone = Backbone(model, encoder, family, [model.head])
+            backbone = Backbone(model, encoder, family, [model.head], readout)
     if not dropout:
         for module in model.modules():
             if isinstance(module, nn.Dropout):

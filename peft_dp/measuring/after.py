@@ -28,8 +28,8 @@ def predictions(job: Job) -> list[float]:
     found: dict[int, Any] = {}
     job.backbone.model.eval()
     with torch.inference_mode():
-        for part in job.dev.cut(range(len(job.dev))):
-            logits = job.logits(job.dev.batch(part, job.device))
+        for part in job.cut(job.dev, range(len(job.dev))):
+            logits = job.logits(job.batch(job.dev, part))
             best = logits.squeeze(-1) if job.task.kind == "regression" else logits.argmax(-1)
             found |= dict(zip(part, best.tolist(), strict=True))
     ordered = [found[index] for index in range(len(job.dev))]

@@ -90,6 +90,7 @@ def install(backbone: Backbone, config: Config, rng: torch.Generator) -> None:
     Raises:
         ValueError: n does not divide the model's width.
     """
+    backbone.packs = False  # in private training each example's rows have their own factors
     width, n = backbone.width, config.n
     if width % n:
         raise ValueError(f"n must divide the model's width {width}, but is {n}")

@@ -111,6 +111,7 @@ class Branch(nn.Module):
 
 def install(backbone: Backbone, config: Config, rng: torch.Generator) -> None:
     """Adds carriers to every linear weight of the layers."""
+    backbone.packs = False  # in private training each example's rows have their own carriers
     moving = {id(parameter) for parameter in backbone.head}
     for role in ROLES:
         for site in backbone.sites(role):

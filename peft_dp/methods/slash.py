@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from peft_dp import validate
 from peft_dp.backbones import Backbone
+from peft_dp.packing import over_tokens
 
 INITS = ("normal", "uniform", "zero", "identity")
 _ROLES = {"output": "output", "intermediate": "intermediate", "attention": "attention_norm"}
@@ -116,7 +117,7 @@ class _Shift(nn.Module):
         self.projection = projection
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        shifted: Tensor = y + self.projection(self.z)[..., None, :]
+        shifted: Tensor = y + over_tokens(self.projection(self.z), y)
         return shifted
 
     def fold(self, site: nn.Module) -> None:

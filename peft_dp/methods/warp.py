@@ -81,6 +81,7 @@ def prepend(backbone: Backbone, name: str, prompt: nn.Module, length: int, *, cu
         mask = kwargs.get("attention_mask")
         return args, kwargs if mask is None else kwargs | {"attention_mask": functional.pad(mask, (length, 0), value=1)}
 
+    backbone.packs = False  # the prompt is before each example
     backbone.embeddings.add_module(name, prompt)
     backbone.embeddings.register_forward_hook(insert)
     backbone.encoder.register_forward_pre_hook(attend, with_kwargs=True)

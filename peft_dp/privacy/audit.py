@@ -200,13 +200,13 @@ class _Planted:
 def _scores(job: Job, plan: Plan, canaries: _Canaries, inside: NDArray[numpy.bool_]) -> NDArray[numpy.float64]:
     """Each canary's coordinate of the noised sums, over all steps [M]."""
     rows = _rows(job.train, len(inside))
-    cuts = list(rows.cut([*inside.nonzero()[0].tolist(), *range(len(inside), len(rows))]))
+    cuts = list(job.cut(rows, [*inside.nonzero()[0].tolist(), *range(len(inside), len(rows))]))
     noise = rng.generator(job.spec.seed, "noise", job.device)
     now: list[int] = []  # the physical batch that passes through the model
 
     def losses(cut: list[int]) -> Tensor:
         now[:] = cut
-        return job.losses(rows.batch(cut, job.device))
+        return job.losses(job.batch(rows, cut))
 
     def record(model: nn.Module, call: Callable[[], Tensor], examples: int, masks: Mapping[str, Tensor]) -> Recorded:
         found = gradients.record(model, call, examples, masks)

@@ -12,12 +12,10 @@ from peft_dp import rng, validate
 from peft_dp.backbones import trained_parameters
 from peft_dp.privacy import plan as planning
 from peft_dp.privacy import sampling
-from peft_dp.privacy.gradients import check_independent, record, zeros
+from peft_dp.privacy.gradients import Losses, check_independent, passes, record, zeros
 from peft_dp.privacy.plan import Plan
 from peft_dp.spec import Privacy
 
-Losses = Callable[[list[int]], Tensor]
-"""Example indices [B] -> losses [B]; calls the model."""
 Watch = Callable[[list[int], Tensor, Tensor], None]
 """Called for each physical batch with its example indices, losses [B] and gradient norms [B] (empty if not private)."""
 
@@ -53,18 +51,17 @@ def noised_sum(
     masks = masks or {}
     trained = list(trained_parameters(model).values())
     sums = zeros(model)
+    watch = watch or (lambda cut, losses, norms: None)
     for cut in cuts:
         if plan.private:
-            found = record(model, lambda cut=cut: losses(cut), len(cut), masks)
-            each, norms = found.losses, found.add_clipped(sums, plan.clip, plan.clipping)
-            del found  # before the next physical batch, not after it
+            for part, found in passes(model, losses, cut, masks, record):
+                watch(part, found.losses, found.add_clipped(sums, plan.clip, plan.clipping))
+                del found  # before the next physical batch, not after it
         else:
             each = losses(cut)
-            norms = each.new_empty(0)
             for total, gradient in zip(sums.values(), torch.autograd.grad(each.sum(), trained), strict=True):
                 total += gradient
-        if watch:
-            watch(cut, each.detach(), norms)
+            watch(cut, each.detach(), each.new_empty(0))
     for name, total in sums.items():
         if plan.private:
             total += rng.normal(source, total, plan.noise_multiplier * plan.clip)

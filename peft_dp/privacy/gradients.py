@@ -24,8 +24,9 @@ batch; what tells examples apart is only there at the outputs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,12 +35,17 @@ from torch.func import functional_call
 from torch.nn import functional
 from torch.nn.utils.parametrize import is_parametrized
 
+from peft_dp import packing
 from peft_dp.backbones import trained_parameters
+from peft_dp.packing import Packing
 from peft_dp.privacy.parts import Behind, Each, Part, Product, Rows, Whole
 
 if TYPE_CHECKING:
     from peft_dp.job import Job
     from peft_dp.training.batching import Batch
+
+Losses = Callable[[list[int]], Tensor]
+"""Example indices [B] -> losses [B]; calls the model."""
 
 GAMMA = 0.01
 """Of automatic clipping (Bu et al. 2022, arXiv 2206.07136, AUTO-S; the value of DP-BiTFiT's code)."""
@@ -61,7 +67,10 @@ class Clipped:
 
 
 def clipped_sum(job: Job, batch: Batch, clip: float, clipping: str = "abadi") -> Clipped:
-    """Sum over examples of g_i times its clipping factor, see `factors`; |g_i| is over all trained parameters."""
+    """Sum over examples of g_i times its clipping factor, see `factors`; |g_i| is over all trained parameters.
+
+    What shares a row with an example that is not finite may be lost with it; `passes` sees to that.
+    """
     backbone = job.backbone
     recorded = record(backbone.model, lambda: job.losses(batch), len(batch), backbone.masks)
     sums = zeros(backbone.model)
@@ -101,6 +110,11 @@ class Recorded:
     parts: Mapping[str, Part]
     losses: Tensor
 
+    @cached_property
+    def norms(self) -> Tensor:
+        """Norm of each example's gradient over all trained parameters [B]."""
+        return torch.stack([part.square_norm() for part in self.parts.values()]).sum(0).clamp(min=0).sqrt()
+
     def each(self) -> Tensor:
         """Gradients of each example [B, P], parameters flattened in the model's order."""
         return torch.cat([part.each().flatten(1) for part in self.parts.values()], dim=1)
@@ -110,13 +124,11 @@ class Recorded:
 
         An example without a finite gradient adds nothing: stopping because of it would tell of it.
         """
-        squares = torch.stack([part.square_norm() for part in self.parts.values()]).sum(0)
-        norms = squares.clamp(min=0).sqrt()
-        weights, lost = factors(norms, clip, clipping), ~norms.isfinite()
+        weights, lost = factors(self.norms, clip, clipping), ~self.norms.isfinite()
         some = bool(lost.any())
         for name, part in self.parts.items():
             (part.without(lost) if some else part).add_to(sums[name], weights)
-        return norms
+        return self.norms
 
 
 def record(
@@ -151,6 +163,26 @@ def record(
             taps.put(name, Each(gradient))
     order = [name for name, p in model.named_parameters() if name in taps.parts]
     return Recorded({name: taps.parts[name] for name in order}, found.detach())
+
+
+def passes(
+    model: nn.Module,
+    losses: Losses,
+    cut: list[int],
+    masks: Mapping[str, Tensor],
+    record: Callable[..., Recorded] = record,
+) -> Iterator[tuple[list[int], Recorded]]:
+    """What `record` gives of a physical batch, in one pass; in halves, and these again, if an example is not finite.
+
+    For it may have spoilt those that share a row with it, and what they add must not depend on it.
+    """
+    found = record(model, lambda: losses(cut), len(cut), masks)
+    if len(cut) == 1 or found.norms.isfinite().all():
+        yield cut, found
+        return
+    del found
+    for half in (cut[: len(cut) // 2], cut[len(cut) // 2 :]):
+        yield from passes(model, losses, half, masks, record)
 
 
 def check_independent(model: nn.Module, losses: Callable[[], Tensor]) -> None:
@@ -250,7 +282,8 @@ class _Taps:
         def tap(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
             if path in self._called:
                 raise ValueError(f"{path} is called twice in one forward pass, which its rule does not cover")
-            if len(output) != self._examples:
+            packed = packing.of(output)
+            if packed is None and len(output) != self._examples:
                 raise ValueError(
                     f"{path} has {len(output)} rows for {self._examples} examples, so that one example's gradient "
                     "cannot be told: give it a row for each (to positions and token types, pass them to the model)"
@@ -265,7 +298,7 @@ class _Taps:
                 dtype = module.get_parameter(locals_[0]).dtype  # under autocast not that of the pass
                 a, g = a.to(dtype) if a is not None and a.is_floating_point() else a, gradient.to(dtype)
                 for local in locals_:
-                    self.put(_join(path, local), _RULES[_kind(module)](module, local, a, g))
+                    self.put(_join(path, local), _RULES[_kind(module)](module, local, a, g, packed))
 
             tapped: Tensor = _Tap.apply(output, self.anchor.to(output.device), take)  # type: ignore[no-untyped-call]
             return tapped
@@ -327,14 +360,16 @@ def _own(module: nn.Module) -> list[str]:
 _BEHIND = "parametrizations.weight."
 
 
-def _linear(module: nn.Linear, name: str, a: Tensor, g: Tensor) -> Whole:
+def _linear(module: nn.Linear, name: str, a: Tensor, g: Tensor, packed: Packing | None) -> Whole:
     g = g.reshape(len(g), -1, g.shape[-1])
     if name == "bias":
-        return Each(g.sum(1))
+        return Each(packed.total(g) if packed else g.sum(1))
     a = a.reshape(len(a), -1, a.shape[-1])
-    product = Product(a, g)
+    product = Product(a, g, packed)
     if name != "weight":
-        return Behind(product, _slope(module, name), module.get_parameter(name).shape)
+        return Behind(product.apart(), _slope(module, name), module.get_parameter(name).shape)
+    if packed:
+        return product
     # The Gram matrices cost T^2 (in + out), forming the gradient T in out.
     wide = module.in_features * module.out_features > a.shape[1] * (module.in_features + module.out_features)
     return product if wide else Each(product.each())
@@ -360,16 +395,16 @@ def _slope(module: nn.Linear, name: str) -> Tensor:
     return slope
 
 
-def _norm(module: nn.LayerNorm, name: str, a: Tensor, g: Tensor) -> Whole:
+def _norm(module: nn.LayerNorm, name: str, a: Tensor, g: Tensor, packed: Packing | None) -> Whole:
     if name == "weight":
         g = g * functional.layer_norm(a, module.normalized_shape, eps=module.eps)
-    return Each(g.reshape(len(g), -1, *module.normalized_shape).sum(1))
+    return Each(packed.total(g) if packed else g.reshape(len(g), -1, *module.normalized_shape).sum(1))
 
 
-def _embedding(module: nn.Embedding, name: str, ids: Tensor, g: Tensor) -> Whole:
+def _embedding(module: nn.Embedding, name: str, ids: Tensor, g: Tensor, packed: Packing | None) -> Whole:
     if module.padding_idx is not None:
         g = g.masked_fill((ids == module.padding_idx)[..., None], 0)
-    return Rows(ids.reshape(len(ids), -1), g.reshape(len(g), -1, g.shape[-1]), module.weight.shape)
+    return Rows(ids.reshape(len(ids), -1), g.reshape(len(g), -1, g.shape[-1]), module.weight.shape, packed)
 
 
 _RULES: Mapping[type[nn.Module], Callable[..., Whole]] = {

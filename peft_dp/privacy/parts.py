@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from peft_dp.packing import Packing
+
 FORMED = 2**20
 """Values of the gradients formed at a time where only their norms are kept: about what a processor's cache holds."""
 
@@ -64,24 +66,33 @@ class Masked:
 class Product:
     """A weight whose gradient is sum over t of g_t a_t^T, never formed for one example."""
 
-    a: Tensor  # [B, T, in]
-    g: Tensor  # [B, T, out]
+    a: Tensor  # [B, T, in], or [R, W, in] in a packing
+    g: Tensor  # [B, T, out], likewise
+    packing: Packing | None = None
+
+    def apart(self) -> Product:
+        """The same with a row for each example."""
+        if self.packing is None:
+            return self
+        return Product(self.packing.apart(self.a), self.packing.apart(self.g))
 
     def each(self) -> Tensor:
-        return torch.einsum("bto,bti->boi", self.g, self.a)
+        rows = self.apart()
+        return torch.einsum("bto,bti->boi", rows.g, rows.a)
 
     def only(self, mask: Tensor) -> Masked:
         rows, columns = mask.nonzero(as_tuple=True)
-        return Masked((self.g[..., rows] * self.a[..., columns]).sum(1), mask)
+        return Masked(_total(self.g[..., rows] * self.a[..., columns], self.packing), mask)
 
     def without(self, lost: Tensor) -> Product:
-        return Product(_zeroed(self.a, lost), _zeroed(self.g, lost))
+        lost = _spread(lost, self.packing)
+        return replace(self, a=_zeroed(self.a, lost), g=_zeroed(self.g, lost))
 
     def square_norm(self) -> Tensor:
-        return _gram_sum((self.a @ self.a.mT).mul_(self.g @ self.g.mT))
+        return _gram_sum((self.a @ self.a.mT).mul_(self.g @ self.g.mT), self.packing)
 
     def add_to(self, total: Tensor, weights: Tensor) -> None:
-        a, g, column = self.a, self.g, weights[:, None, None]
+        a, g, column = self.a, self.g, _column(weights, self.packing)
         a, g = (a * column, g) if a.shape[2] < g.shape[2] else (a, g * column)
         total.addmm_(g.flatten(0, 1).T, a.flatten(0, 1))
 
@@ -90,34 +101,38 @@ class Product:
 class Rows:
     """An embedding table: row k's gradient is the sum of g_t over the t that look it up."""
 
-    ids: Tensor  # [B, T]
-    g: Tensor  # [B, T, d]
+    ids: Tensor  # [B, T], or [R, W] in a packing
+    g: Tensor  # [B, T, d], likewise
     shape: torch.Size
+    packing: Packing | None = None
 
     def each(self) -> Tensor:
-        zeros = self.g.new_zeros(len(self.ids), *self.shape)
-        return zeros.scatter_add_(1, self.ids[..., None].expand_as(self.g), self.g)
+        ids, g = self.ids, self.g
+        if self.packing:
+            ids, g = self.packing.apart(ids), self.packing.apart(g)
+        zeros = g.new_zeros(len(ids), *self.shape)
+        return zeros.scatter_add_(1, ids[..., None].expand_as(g), g)
 
     def only(self, mask: Tensor) -> Masked:
         rows, columns = mask.nonzero(as_tuple=True)
-        return Masked(((self.ids[..., None] == rows) * self.g[..., columns]).sum(1), mask)
+        return Masked(_total((self.ids[..., None] == rows) * self.g[..., columns], self.packing), mask)
 
     def without(self, lost: Tensor) -> Rows:
-        return replace(self, g=_zeroed(self.g, lost))
+        return replace(self, g=_zeroed(self.g, _spread(lost, self.packing)))
 
     def square_norm(self) -> Tensor:
         same = self.ids[:, :, None] == self.ids[:, None, :]
-        return _gram_sum((self.g @ self.g.mT).mul_(same))
+        return _gram_sum((self.g @ self.g.mT).mul_(same), self.packing)
 
     def add_to(self, total: Tensor, weights: Tensor) -> None:
-        total.index_add_(0, self.ids.flatten(), (self.g * weights[:, None, None]).flatten(0, 1))
+        total.index_add_(0, self.ids.flatten(), (self.g * _column(weights, self.packing)).flatten(0, 1))
 
 
 @dataclass(frozen=True)
 class Behind:
     """A parameter that a weight is computed from, value by value, or a single one behind all values."""
 
-    weight: Product
+    weight: Product  # with a row for each example
     slope: Tensor  # [out, in], of the weight by the parameter
     shape: torch.Size  # of the parameter
 
@@ -150,16 +165,36 @@ Whole = Each | Product | Rows | Behind
 Part = Whole | Masked
 
 
-def _gram_sum(products: Tensor) -> Tensor:
+def _total(values: Tensor, packing: Packing | None) -> Tensor:
+    """Sum over each example's tokens [B, ...] of values [B, T, ...] or packed [R, W, ...]."""
+    return values.sum(1) if packing is None else packing.total(values)
+
+
+def _spread(values: Tensor, packing: Packing | None) -> Tensor:
+    """Values [B] of the rows: themselves, or packed [R, W]."""
+    return values if packing is None else packing.spread(values)
+
+
+def _column(weights: Tensor, packing: Packing | None) -> Tensor:
+    """Weights [B] to multiply tokens with, [B, 1, 1] or packed [R, W, 1]."""
+    return weights[:, None, None] if packing is None else packing.spread(weights)[..., None]
+
+
+def _gram_sum(products: Tensor, packing: Packing | None) -> Tensor:
     """Square norms [B] of sums over t of vectors, from their inner products [B, T, T]; never too short by rounding.
+
+    Of packed rows [R, W, W] only products within an example count.
 
     Where the sum all but cancels, its square norm is lost in the rounding of the products: what they can have
     lost is added, for a gradient whose norm is found too short would not be clipped.
     """
-    lengths = products.diagonal(dim1=1, dim2=2).sqrt().sum(1)
-    return products.sum((1, 2)) + 4 * torch.finfo(products.dtype).eps * lengths.square()
+    if packing:
+        products.mul_(packing.same)
+    # A feature axis, for a packing's values have one.
+    lengths = _total(products.diagonal(dim1=1, dim2=2).sqrt()[..., None], packing)[:, 0]
+    return _total(products.sum(2)[..., None], packing)[:, 0] + 4 * torch.finfo(products.dtype).eps * lengths.square()
 
 
 def _zeroed(values: Tensor, lost: Tensor) -> Tensor:
-    """Values [B, ...] with zeros in the rows of lost examples [B]."""
-    return values.masked_fill(lost.view(-1, *[1] * (values.dim() - 1)), 0)
+    """Values [B, ...] with zeros in the rows of lost examples [B]; or packed, both [R, W, ...]."""
+    return values.masked_fill(lost.view(*lost.shape, *[1] * (values.dim() - lost.dim())), 0)

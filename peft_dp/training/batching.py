@@ -1,14 +1,15 @@
-"""From sentences to padded tensors: a logical batch is cut into physical ones by tokens.
+"""From sentences to tensors: a logical batch is cut into physical ones by tokens.
 
-The sum of per-example gradients does not depend on how a batch is cut, so the
-drawn examples are sorted by length and cut by a token count: next to no
-padding, and memory that does not depend on the longest sentence of the data.
+The sum of per-example gradients does not depend on how a batch is cut, so it is
+cut by a token count: memory does not depend on the longest sentence of
+the data. Sentences share rows (`packing`), or have one each, padded, where a method
+needs that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from peft_dp import packing
+from peft_dp.packing import Packing
 from peft_dp.tasks import Example, Task
 
 if TYPE_CHECKING:
@@ -35,15 +38,16 @@ PART = 64
 
 @dataclass(frozen=True)
 class Batch:
-    """One physical batch of B examples padded to T tokens.
+    """One physical batch: B examples padded to T tokens, or in R rows of W places if it has a packing.
 
     Attributes:
-        ids: Token ids [B, T].
-        mask: 1 on tokens, 0 on padding [B, T].
-        types: 1 on the second sentence [B, T].
-        positions: Position of each token [B, T].
+        ids: Token ids [B, T] or [R, W].
+        mask: 1 on tokens, 0 on padding [B, T]; or which places attend to which (bool) [R, 1, W, W].
+        types: 1 on the second sentence, like the ids.
+        positions: Position of each token in its example, like the ids.
         labels: Class indices (int64) or scores (float32) [B], or tags (int64) [B, T].
-        states: What enters the first layer that is not left out [B, T, d]; None where all layers are passed.
+        states: What enters the first layer that is not left out, like the ids but [..., d]; None where all are passed.
+        packing: Where the examples are.
     """
 
     ids: Tensor
@@ -52,10 +56,11 @@ class Batch:
     positions: Tensor
     labels: Tensor
     states: Tensor | None = None
+    packing: Packing | None = None
 
     def __len__(self) -> int:
         """Number of examples."""
-        return len(self.ids)
+        return len(self.labels)
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,8 @@ class Encoded:
         labels: As in `Batch`, [N] or [N, T] with T tokens in the longest example.
         pad: Id of the padding token.
         states: What enters the first layer that is not left out, of each example [T, d]; see `reuse`.
+        reads: Place of the read-out in each example; None for the first.
+        tokens: Number of tokens of each example, where its ids are not all there are.
     """
 
     ids: Sequence[Sequence[int]]
@@ -75,6 +82,8 @@ class Encoded:
     labels: Tensor
     pad: int
     states: Sequence[Tensor] | None = None
+    reads: Sequence[int] | None = None
+    tokens: Sequence[int] | None = None
 
     def __len__(self) -> int:
         """Number of examples."""
@@ -85,8 +94,43 @@ class Encoded:
         """Number of tokens of each example."""
         return [len(ids) for ids in self.ids]
 
+    def packed(self, indices: Sequence[int], device: str) -> Batch:
+        """The examples of `indices`, several to a row."""
+        lengths = torch.tensor([self.lengths[i] for i in indices])
+        held, width = packing.rows(lengths.tolist())
+        starts = torch.zeros(len(indices), dtype=torch.int64)
+        asking = torch.full((len(held), max(map(len, held))), len(indices))
+        slots = torch.zeros_like(starts)
+        for row, ks in enumerate(held):
+            starts[ks] = row * width + lengths[ks].cumsum(0) - lengths[ks]
+            asking[row, : len(ks)] = torch.tensor(ks)
+            slots[ks] = row * asking.shape[1] + torch.arange(len(ks))
+        owners = torch.arange(len(indices)).repeat_interleave(lengths)
+        position = torch.arange(len(owners)) - (lengths.cumsum(0) - lengths)[owners]
+        places, size = starts[owners] + position, (len(held), width)
+
+        def placed(values: Tensor, filled: int) -> Tensor:
+            """Values [sum of lengths, ...] in rows [R, W, ...]."""
+            whole = values.new_full((len(held) * width, *values.shape[1:]), filled)
+            whole[places.to(values.device)] = values
+            return whole.view(*size, *values.shape[1:]).to(device)
+
+        reads = starts if self.reads is None else starts + torch.tensor([self.reads[i] for i in indices])
+        tensors = (starts, lengths, reads, asking, slots)
+        where = Packing(placed(owners, len(indices)), *(tensor.to(device) for tensor in tensors))
+        labels = self.labels[list(indices)]
+        return Batch(
+            ids=placed(torch.tensor([token for i in indices for token in self.ids[i]]), self.pad),
+            mask=where.same[:, None],
+            types=placed(torch.tensor([kind for i in indices for kind in self.types[i]]), 0),
+            positions=placed(position, 0),
+            labels=(labels[:, : int(lengths.max())] if labels.dim() == 2 else labels).to(device),
+            states=None if self.states is None else placed(torch.cat([self.states[i] for i in indices]), 0),
+            packing=where,
+        )
+
     def batch(self, indices: Sequence[int], device: str) -> Batch:
-        """The examples of `indices`, padded to the longest of them."""
+        """The examples of `indices`, a row each, padded to the longest of them."""
         width = max(self.lengths[i] for i in indices)
         ids = [[*self.ids[i], *[self.pad] * (width - self.lengths[i])] for i in indices]
         types = [[*self.types[i], *[0] * (width - len(self.types[i]))] for i in indices]
@@ -95,14 +139,32 @@ class Encoded:
         mask = (positions < lengths[:, None]).long()
         labels = self.labels[list(indices)]
         labels = labels[:, :width] if labels.dim() == 2 else labels
-        tensors = (torch.tensor(ids), mask, torch.tensor(types), positions, labels)
-        found = Batch(*(tensor.to(device) for tensor in tensors))
-        if self.states is None:
-            return found
-        return replace(found, states=nn.utils.rnn.pad_sequence([self.states[i] for i in indices], batch_first=True))
+        states = None if self.states is None else [self.states[i] for i in indices]
+        return Batch(
+            ids=torch.tensor(ids).to(device),
+            mask=mask.to(device),
+            types=torch.tensor(types).to(device),
+            positions=positions.to(device),
+            labels=labels.to(device),
+            states=None if states is None else nn.utils.rnn.pad_sequence(states, batch_first=True),
+        )
+
+    def count(self, indices: Sequence[int]) -> int:
+        """Number of tokens of the examples together."""
+        return sum((self.tokens or self.lengths)[i] for i in indices)
+
+    def split(self, indices: Sequence[int], tokens: int = TOKENS) -> Iterator[list[int]]:
+        """Splits a logical batch into as few physical ones as have at most about `tokens` tokens, for `packed`.
+
+        Each has its share of the long and of the short ones, which then fill each other's rows.
+        """
+        order = sorted(indices, key=lambda i: (-self.lengths[i], i))
+        parts = min(-(-sum(self.lengths[i] for i in order) // tokens), len(order))
+        for part in range(parts):
+            yield order[part::parts]
 
     def cut(self, indices: Sequence[int], tokens: int = TOKENS) -> Iterator[list[int]]:
-        """Cuts a logical batch into physical ones: longest first, at most `tokens` padded tokens or one example.
+        """Cuts a logical batch into physical ones for `batch`: longest first, at most `tokens` places or one example.
 
         Of all ways to do that with cuts where the length falls, or where a part is full, the one that costs least,
         a part counting as much as `PART` tokens.
@@ -153,18 +215,19 @@ def encode(examples: Sequence[Example], task: Task, folder: Path, max_length: in
         max_length=max_length,
         return_token_type_ids=True,
     )
-    if readout == "mask":
-        _check_masks(found["input_ids"], tokenizer.mask_token_id, examples)
+    reads = _masks(found["input_ids"], tokenizer.mask_token_id, examples) if readout == "mask" else None
     kind = torch.float32 if task.kind == "regression" else torch.int64
     labels = _tags(found, examples) if tagged else torch.tensor([example.label for example in examples]).to(kind)
-    return Encoded(found["input_ids"], found["token_type_ids"], labels, tokenizer.pad_token_id)
+    return Encoded(found["input_ids"], found["token_type_ids"], labels, tokenizer.pad_token_id, reads=reads)
 
 
-def _check_masks(ids: Sequence[Sequence[int]], mask: int, examples: Sequence[Example]) -> None:
+def _masks(ids: Sequence[Sequence[int]], mask: int, examples: Sequence[Example]) -> list[int]:
+    """Place of the first mask token in each example."""
     for index, (tokens, example) in enumerate(zip(ids, examples, strict=True)):
         if mask not in tokens:
             start = f"example {index} ({example.first[:40]!r}...) has lost its mask token"
             raise ValueError(f"{start}: {len(tokens)} tokens are too few, use a larger max_length")
+    return [list(tokens).index(mask) for tokens in ids]
 
 
 def _tags(found: BatchEncoding, examples: Sequence[Example]) -> Tensor:

@@ -95,7 +95,7 @@ class Phase:
 
     def __init__(self, job: Job, done: int) -> None:
         if job.plan.private:
-            check_independent(job.backbone.model, lambda: job.losses(job.train.batch([0, 1], job.device)))
+            check_independent(job.backbone.model, lambda: job.losses(job.batch(job.train, [0, 1])))
         self._bound = job.spec.optimiser.max_grad_norm
         self._updated = job.backbone.updated()
         self._optimiser = _OPTIMISERS[job.spec.optimiser.name](_groups(job), job.spec.optimiser)
@@ -131,12 +131,12 @@ def noised_mean(job: Job, indices: list[int], noise: torch.Generator, tally: Tal
         begin_step(job.backbone, noise)
     sums = noised_sum(
         job.backbone.model,
-        lambda cut: job.losses(job.train.batch(cut, job.device)),
-        job.train.cut(indices),
+        lambda cut: job.losses(job.batch(job.train, cut)),
+        job.cut(job.train, indices),
         job.plan,
         noise,
         masks=job.backbone.masks,
-        watch=lambda cut, losses, norms: tally.add(sum(job.train.lengths[i] for i in cut), losses, norms),
+        watch=lambda cut, losses, norms: tally.add(job.train.count(cut), losses, norms),
     )
     tally.steps += 1
     size = job.plan.batch if job.plan.sampling == "poisson" else len(indices)

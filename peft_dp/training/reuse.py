@@ -32,8 +32,13 @@ def reused(job: Job, epochs: int) -> Iterator[Job]:
         yield job
         return
     states = _states(job, layers)
+    train = replace(job.train, states=states)
+    if states[0].shape[0] < job.train.lengths[0]:  # only what is read: one place of an example is all there is
+        ids, types = ([row[:1] for row in rows] for rows in (train.ids, train.types))
+        train = replace(train, ids=ids, types=types, tokens=train.lengths)
+        job = replace(job, packed=False)
     with _left_out(job.backbone, layers):
-        yield replace(job, train=replace(job.train, states=states))
+        yield replace(job, train=train)
 
 
 def frozen(backbone: Backbone) -> int:
@@ -63,11 +68,14 @@ def _states(job: Job, layers: int) -> list[Tensor]:
     # Last of the layer's hooks, so that what a branch does to its output is in it.
     handle = job.backbone.layers[layers - 1].register_forward_hook(stop)
     try:
-        for cut in job.train.cut(range(len(job.train))):
+        for cut in job.cut(job.train, range(len(job.train))):
+            batch = job.batch(job.train, cut)
             try:
-                job.logits(job.train.batch(cut, job.device))
+                job.logits(batch)
             except _Reached as reached:
                 output: Tensor = reached.args[0]
+                if batch.packing and batch.packing.holds(output):
+                    output = batch.packing.apart(output)
                 # Copies, for a view would keep the padding.
                 found |= {i: states[: job.train.lengths[i]].clone() for i, states in zip(cut, output, strict=True)}
     finally:

@@ -51,6 +51,8 @@ class Split(Encoded):
         for at in range(0, len(indices), size):
             yield list(indices[at : at + size])
 
+    split = cut
+
 
 def split(job: jobs.Job, splits: int) -> jobs.Job:
     """The job with its logical batches cut into `splits` physical ones."""

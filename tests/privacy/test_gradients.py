@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from peft_dp.privacy.gradients import (
     GAMMA,
     Recorded,
     clipped_sum,
+    passes,
     per_example_gradients,
     record,
     zeros,
@@ -82,11 +83,12 @@ def additive(encoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 @dataclass(frozen=True)
 class Case:
-    """A model with a method in one of its phases, and examples to learn from."""
+    """A model with a method in one of its phases, examples to learn from, and whether they share rows."""
 
     backbone: Backbone
     data: Encoded
     loss: Callable[[Tensor, Tensor], Tensor]
+    packed: bool = False
 
     @property
     def all(self) -> list[int]:
@@ -95,7 +97,7 @@ class Case:
 
     def losses(self, indices: list[int]) -> Tensor:
         """Loss of each example [B]."""
-        batch = self.data.batch(indices, "cpu")
+        batch = (self.data.packed if self.packed else self.data.batch)(indices, "cpu")
         return self.loss(self.backbone.logits(batch), batch.labels)
 
     def record(self, indices: list[int], factors: Tensor | None = None) -> Recorded:
@@ -104,12 +106,18 @@ class Case:
         model, masks = self.backbone.model, self.backbone.masks
         return record(model, lambda: self.losses(indices) * weights[indices], len(indices), masks)
 
+    def passes(self, indices: list[int], factors: Tensor) -> list[Recorded]:
+        """As `record`, in halves where an example is not finite."""
+        model, masks = self.backbone.model, self.backbone.masks
+        return [found for _, found in passes(model, lambda cut: self.losses(cut) * factors[cut], indices, masks)]
+
     def loop(self) -> Tensor:
         """Gradients [N, P] of examples passed one at a time, unpadded."""
         trained, masks = self.backbone.trained(), self.backbone.masks
+        alone = replace(self, packed=False)
         rows = []
         for index in self.all:
-            found = torch.autograd.grad(self.losses([index]).sum(), list(trained.values()))
+            found = torch.autograd.grad(alone.losses([index]).sum(), list(trained.values()))
             named = zip(trained, found, strict=True)
             rows.append(torch.cat([(gradient * masks.get(name, 1)).flatten() for name, gradient in named]))
         return torch.stack(rows)
@@ -148,6 +156,7 @@ def cases(
     """A method in each of its phases, in float32; what trains or is updated is moved off its start."""
     module = registry.load("methods", method)
     backbone = view(copy.deepcopy(pretrained(family, kind, attention, width)))
+    backbone.readout = "tokens" if kind == "tokens" else "cls"
     backbone.freeze()
     draw = torch.Generator().manual_seed(1)
     module.install(backbone, module.EXAMPLE, draw)
@@ -159,7 +168,9 @@ def cases(
                 scale = 0.5 * parameter.abs() + 0.05
                 parameter += scale * torch.randn(parameter.shape, generator=draw) * backbone.masks.get(name, 1)
         getattr(module, "begin_step", lambda backbone, rng: None)(backbone, draw)
-        yield Case(backbone, examples(kind, lengths), LOSSES[kind][1])
+        for packed in (False, True)[: 1 + backbone.packs]:
+            backbone.model.float()
+            yield Case(backbone, examples(kind, lengths), LOSSES[kind][1], packed)
 
 
 def flat(sums: dict[str, Tensor]) -> Tensor:
@@ -225,7 +236,7 @@ def test_ghost_norms(method: str, lengths: tuple[int, ...]) -> None:
 
 def test_both_branches() -> None:
     """At 30 tokens the model of the ghost norms has linear weights of both kinds, formed and never formed."""
-    (case,) = cases("bert", "full", "tokens", lengths=(30, 11, 30), width=64)
+    case = next(cases("bert", "full", "tokens", lengths=(30, 11, 30), width=64))
     layer = "bert.encoder.layer.0."
     parts = case.record(case.all).parts
 
@@ -302,7 +313,9 @@ def test_sensitivity(method: str) -> None:
             for _ in range(5):
                 size = int(torch.randint(1, 17, (), generator=draw))
                 batch = torch.randperm(24, generator=draw)[:size].tolist()
-                whole, rest = ([case.record(part, factors) for part in cut(b, draw)] for b in (batch, batch[1:]))
+                whole, rest = (
+                    [found for part in cut(b, draw) for found in case.passes(part, factors)] for b in (batch, batch[1:])
+                )
                 for clip in (1e-3, 10 ** (4 * torch.rand((), generator=draw).item() - 3), 10.0):
                     for clipping in CLIPPINGS:
                         change = (case.sums(whole, clip, clipping) - case.sums(rest, clip, clipping)).norm().item()
@@ -320,7 +333,7 @@ def test_lost_example(method: str, value: float) -> None:
         factors[2] = value
         rest = [i for i in case.all if i != 2]
         for clipping in CLIPPINGS:
-            found = case.sums([case.record(case.all, factors)], 0.1, clipping)
+            found = case.sums(case.passes(case.all, factors), 0.1, clipping)
             expected = case.sums([case.record(rest)], 0.1, clipping)
 
             assert (found - expected).norm() <= 1e-6 * expected.norm()
@@ -329,13 +342,18 @@ def test_lost_example(method: str, value: float) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_lost_states(method: str) -> None:
     """An example whose hidden states are not finite changes nothing."""
-    poison = torch.zeros(len(LENGTHS), 1, 1)
-    poison[2] = float("nan")
+
+    def poison(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Tensor) -> Tensor:
+        bad = (kwargs["input_ids"] == 39)[..., None]
+        return torch.cat([output[:, : -bad.shape[1]], output[:, -bad.shape[1] :].masked_fill(bad, float("nan"))], dim=1)
+
     for case in cases("bert", method):
+        ids = [[39 if i == 2 else min(token, 38) for token in row] for i, row in enumerate(case.data.ids)]
+        case = replace(case, data=replace(case.data, ids=ids))
         rest = [i for i in case.all if i != 2]
         expected = case.sums([case.record(rest)], 0.1, "abadi")
-        handle = case.backbone.embeddings.register_forward_hook(lambda module, inputs, output: output + poison)
-        found = case.sums([case.record(case.all)], 0.1, "abadi")
+        handle = case.backbone.embeddings.register_forward_hook(poison, with_kwargs=True)
+        found = case.sums(case.passes(case.all, torch.ones(len(case.data))), 0.1, "abadi")
         handle.remove()
 
         assert (found - expected).norm() <= 1e-6 * expected.norm()

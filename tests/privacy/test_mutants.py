@@ -23,18 +23,18 @@ from scipy import stats
 from tabulate import tabulate
 from torch import Tensor
 
-from peft_dp import Places, Spec, rng
+from peft_dp import Places, Spec, packing, rng
 from peft_dp import job as jobs
 from peft_dp.privacy import engine, gradients, parts, sampling
 from peft_dp.privacy import plan as planning
 from peft_dp.spec import Privacy
-from peft_dp.training import loop
+from peft_dp.training import batching, loop
 
 from .released import BATCHES, CHANCE, NOISE, TOLERANCE, made, noise_free, p_values, residuals
 
 Make = Callable[..., Spec]
 
-MODULES = (rng, planning, sampling, parts, gradients, jobs, engine, loop)
+MODULES = (rng, packing, planning, sampling, parts, gradients, batching, jobs, engine, loop)
 """In the order of their imports: what is bound by name from a broken one must be bound anew."""
 
 
@@ -57,7 +57,8 @@ class Mutant:
 
 _SCALE = "plan.noise_multiplier * plan.clip"
 _NOISE = f"total += rng.normal(source, total, {_SCALE})"
-_NORMS = "norms = squares.clamp(min=0).sqrt()"
+_NORMS = "return torch.stack([part.square_norm() for part in self.parts.values()]).sum(0).clamp(min=0).sqrt()"
+_FACTORS = "factors(self.norms, clip, clipping)"
 _ADD = "(part.without(lost) if some else part).add_to(sums[name], weights)"
 _SQUARES = "torch.stack([part.square_norm() for part in self.parts.values()])"
 _DRAW = "(rng.chances(source, plan.examples) < plan.sample_rate).nonzero().flatten().tolist()"
@@ -119,7 +120,7 @@ MUTANTS = [
     Mutant(
         "no clip",
         gradients,
-        ((_NORMS, f"{_NORMS}\n        clip = math.inf"), ("import torch\n", "import torch, math\n")),
+        ((_FACTORS, "factors(self.norms, math.inf, clipping)"),),
     ),
     Mutant("clip twice too large", engine, (("add_clipped(sums, plan.clip,", "add_clipped(sums, 2 * plan.clip,"),)),
     Mutant(
@@ -130,7 +131,7 @@ MUTANTS = [
     Mutant(
         "clip per physical batch",
         gradients,
-        ((_NORMS, "norms = self.each().sum(0).norm().expand(len(squares))"),),
+        ((_NORMS, "return self.each().sum(0).norm().expand(len(self.losses))"),),
     ),
     Mutant(
         "clip over all but the head",
@@ -183,8 +184,8 @@ MUTANTS = [
         parts,
         (
             (
-                "_gram_sum((self.a @ self.a.mT).mul_(self.g @ self.g.mT))",
-                "(self.a.square().sum(2) * self.g.square().sum(2)).sum(1)",
+                "_gram_sum((self.a @ self.a.mT).mul_(self.g @ self.g.mT), self.packing)",
+                "_total((self.a.square().sum(2) * self.g.square().sum(2))[..., None], self.packing)[:, 0]",
             ),
         ),
         "short",
@@ -192,10 +193,23 @@ MUTANTS = [
     Mutant(
         "norm of a token looked up twice",
         parts,
-        (("_gram_sum((self.g @ self.g.mT).mul_(same))", "self.g.square().sum((1, 2))"),),
+        (
+            (
+                "_gram_sum((self.g @ self.g.mT).mul_(same), self.packing)",
+                "_total(self.g.square().sum(2, keepdim=True), self.packing)[:, 0]",
+            ),
+        ),
     ),
     Mutant(
         "an example without finite gradient kept", gradients, (("some = bool(lost.any())", "some = False"),), "hostile"
+    ),
+    # Rows that sentences share.
+    Mutant("norm over what shares a row", parts, (("products.mul_(packing.same)", "pass"),)),
+    Mutant(
+        "what shares a row with an infinite example lost",
+        gradients,
+        (("if len(cut) == 1 or found", "if len(cut) < 99 or found"),),
+        "hostile",
     ),
     # The step.
     Mutant(
@@ -203,8 +217,8 @@ MUTANTS = [
         loop,
         (
             (
-                "job.losses(job.train.batch(cut, job.device)),\n        job.train",
-                "job.losses(job.train.batch(cut, job.device)) / len(cut),\n        job.train",
+                "job.losses(job.batch(job.train, cut)),\n",
+                "job.losses(job.batch(job.train, cut)) / len(cut),\n",
             ),
         ),
     ),

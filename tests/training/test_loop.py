@@ -113,10 +113,10 @@ def test_physical_batches_do_not_matter(job: Callable[..., Job], monkeypatch: py
     plain = job(dropout=False)
     for made in (plain, private(plain, clip=0.1)):
         whole = step(made, list(range(12)))
-        cut = type(made.train).cut
+        split = type(made.train).split
         with monkeypatch.context() as patch:
-            patch.setattr(type(made.train), "cut", lambda self, indices, cut=cut: cut(self, indices, 40))
-            assert len(list(made.train.cut(range(12)))) > 2
+            patch.setattr(type(made.train), "split", lambda self, indices, split=split: split(self, indices, 40))
+            assert len(list(made.train.split(range(12)))) > 2
             parts = step(made, list(range(12)))
 
         for name, value in whole.items():

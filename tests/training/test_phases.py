@@ -229,8 +229,8 @@ def test_gates_are_drawn_once_a_step(job: Callable[..., Job], monkeypatch: pytes
         return losses(job, batch)
 
     monkeypatch.setattr(Job, "losses", watched)
-    cut = type(made.train).cut
-    monkeypatch.setattr(type(made.train), "cut", lambda self, indices: cut(self, indices, 40))
+    split = type(made.train).split
+    monkeypatch.setattr(type(made.train), "split", lambda self, indices: split(self, indices, 40))
     generator = rng.generator(0, "noise")
     noised_mean(made, list(range(8)), generator, Tally("cpu"))
     first = len(seen)
