@@ -34,12 +34,18 @@ class Expect:
 
     Attributes:
         value: As the paper prints it; scores are times 100.
+        std: Standard deviation over the runs, as printed; null where none is.
+        runs: Number of runs that `value` is the mean of.
+        best_of: Number of runs, chosen among on the scored data, of which `value` is the best.
         within: Largest difference that counts as agreement.
         at_least: Whether only a number below `value` can disagree.
         why: Where `value` or `within` comes from.
     """
 
     value: float
+    std: float | None = None
+    runs: int = 1
+    best_of: int = 1
     within: float = 0.0
     at_least: bool = False
     why: str = ""
@@ -55,15 +61,19 @@ class Row:
         spec: Fields of `Spec` that this row sets.
         expect: Quantity -> printed number, the same for every task.
         cells: Task -> quantity -> printed number; its keys are the row's cells.
+        tasks: Task -> fields of `Spec` that this row sets for it.
+        cited: From where the paper took the line; it is shown, and never run.
         differs: Why the printed number cannot hold; the test is then expected to fail.
         assumed: Fields of `spec` that the paper does not state.
     """
 
     id: str
     title: str
-    spec: dict[str, Any]
+    spec: dict[str, Any] = field(default_factory=dict)
     expect: dict[str, Expect] = field(default_factory=dict)
     cells: dict[str, dict[str, Expect]]
+    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    cited: str = ""
     differs: str = ""
     assumed: list[str] = field(default_factory=list)
 
@@ -80,7 +90,7 @@ class Table:
         budget: How much work its cells may spend.
         seeds: Runs of each cell, seeds 0, 1, ...
         defaults: Fields of `Spec` common to all rows.
-        tasks: Task -> fields of `Spec` that the task sets; a row's own come last.
+        tasks: Task -> fields of `Spec` that the task sets; a row's own come after them, a row's own for a task last.
         rows: The lines.
         note: Decisions taken where the paper is silent or wrong.
     """
@@ -222,7 +232,7 @@ class Cell:
             ValueError: The table's settings do not make a spec; names the cell and the field.
         """
         fields: dict[str, Any] = {"task": self.task, "budget": self.table.budget}
-        for layer in (self.table.defaults, self.table.tasks[self.task], self.row.spec):
+        for layer in (self.table.defaults, self.table.tasks[self.task], self.row.spec, self.row.tasks.get(self.task, {})):
             fields = _merge(fields, layer)
         return from_json(fields, where=self.id)
 
@@ -253,15 +263,19 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return both
 
 
-def cells(table: str | None = None) -> list[Cell]:
-    """All cells, or those of one table such as "embedded/smoke".
+def cells(table: str | None = None, *, cited: bool = False) -> list[Cell]:
+    """All cells that can run, or those of one table such as "embedded/smoke"; or else those that the papers cite.
 
     Raises:
         ValueError: No such table, or a file that is not one; the message names the file and the field.
     """
     found = [table] if table else [f"{path.parent.name}/{path.stem}" for path in paths()]
     return [
-        Cell(table=read, row=row, task=task) for read in map(_table, found) for row in read.rows for task in row.cells
+        Cell(table=read, row=row, task=task)
+        for read in map(_table, found)
+        for row in read.rows
+        for task in row.cells
+        if bool(row.cited) == cited
     ]
 
 
@@ -314,6 +328,10 @@ def _table(name: str) -> Table:
         for task in row.cells:
             if task not in table.tasks:
                 raise ValueError(f"{path}: row {row.id!r} has a cell for {task!r}, which `tasks` does not list")
+        for task in row.tasks.keys() - row.cells.keys():
+            raise ValueError(f"{path}: row {row.id!r} has settings for {task!r}, but no cell")
+        if bool(row.cited) == bool(row.spec):
+            raise ValueError(f"{path}: row {row.id!r} must have either a spec, to be run, or `cited`, to be shown")
     _unique(path, [row.id for row in table.rows])
     return table
 
