@@ -136,11 +136,11 @@ def check(request: pytest.FixtureRequest, benchmark: Any) -> Callable[[Cell], No
     config = request.config
 
     def run(cell: Cell) -> list[Record]:
-        from peft_dp.reproduce import run
+        from peft_dp.reproduce import runs
 
         specs = cell.specs(config.option.peft_seeds)
         with _terminal(config) as bar:
-            return [run(spec, config.stash[places_key], config.stash[records_key], bar) for spec in specs]
+            return runs(specs, config.stash[places_key], config.stash[records_key], bar)
 
     def check(cell: Cell) -> None:
         try:

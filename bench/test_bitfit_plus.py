@@ -17,3 +17,9 @@ def test_facts(fact, check_fact):
 def test_figure3(cell, check):
     """BERT-base on CoLA, MRPC and RTE, one run a cell."""
     check(cell)
+
+
+@pytest.mark.parametrize("cell", cells("bitfit_plus/figure7"), ids=str)
+def test_figure7(cell, check):
+    """The same, and the ablations: gammas, random biases, all biases but b_m2 and b_q."""
+    check(cell)

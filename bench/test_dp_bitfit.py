@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from peft_dp import facts
+from peft_dp import cells, facts
 
 
 @pytest.mark.parametrize("fact", facts("dp_bitfit"), ids=str)
 def test_facts(fact, check_fact):
     """Printed figures that need no training."""
     check_fact(fact)
+
+
+@pytest.mark.parametrize("cell", cells("dp_bitfit/comparison"), ids=str)
+def test_comparison(cell, check):
+    """RoBERTa-base on four tasks: what the paper's claims compare."""
+    check(cell)

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from peft_dp import facts
+from peft_dp import cells, facts
 
 
 @pytest.mark.parametrize("fact", facts("khan"), ids=str)
 def test_facts(fact, check_fact):
     """Printed figures that need no training."""
     check_fact(fact)
+
+
+@pytest.mark.parametrize("cell", cells("khan/figure3"), ids=str)
+def test_figure3(cell, check):
+    """DistilBERT on MNLI, QQP and SST-2: four methods, each with and without DP-SGD."""
+    check(cell)

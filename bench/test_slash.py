@@ -4,10 +4,52 @@ from __future__ import annotations
 
 import pytest
 
-from peft_dp import facts
+from peft_dp import cells, facts
 
 
 @pytest.mark.parametrize("fact", facts("slash"), ids=str)
 def test_facts(fact, check_fact):
     """Printed figures that need no training."""
     check_fact(fact)
+
+
+@pytest.mark.parametrize("cell", cells("slash/table2"), ids=str)
+def test_table2(cell, check):
+    """RoBERTa-large on GLUE, five runs a cell."""
+    check(cell)
+
+
+@pytest.mark.parametrize("cell", cells("slash/table3"), ids=str)
+def test_table3(cell, check):
+    """RoBERTa-base on GLUE, five runs a cell."""
+    check(cell)
+
+
+@pytest.mark.parametrize("cell", cells("slash/table4"), ids=str)
+def test_table4(cell, check):
+    """BERT-base on named entities, one run a cell."""
+    check(cell)
+
+
+@pytest.mark.parametrize("cell", cells("slash/table6"), ids=str)
+def test_table6(cell, check):
+    """Private and other training of both backbones on four GLUE tasks, five runs a cell."""
+    check(cell)
+
+
+@pytest.mark.parametrize("cell", cells("slash/table7"), ids=str)
+def test_table7(cell, check):
+    """RoBERTa-base on GLUE with the shift at three places, one run a cell."""
+    check(cell)
+
+
+@pytest.mark.parametrize("cell", cells("slash/table8"), ids=str)
+def test_table8(cell, check):
+    """RoBERTa-large on five GLUE tasks from three initialisations, one run a cell."""
+    check(cell)
+
+
+@pytest.mark.parametrize("cell", cells("slash/table9"), ids=str)
+def test_table9(cell, check):
+    """Both backbones on GLUE, read at the mask and at the first token, one run a cell."""
+    check(cell)

@@ -14,7 +14,9 @@ from tabulate import tabulate
 from peft_dp import Places, Privacy, cells
 
 BATCH, REPEATS = 320, 5
-LOGICAL, PEERS_REPEATS = 2048, 3
+LOGICAL, PEERS_REPEATS, EPOCH = 2048, 3, 512
+SEEDS = 5
+PRECISIONS = ("fp32", "bf16")
 PRIVACY = Privacy(epsilon=8.0, delta=1e-4, accountant="rdp")
 OPACUS = {"hooks": "Opacus hooks", "ghost": "Opacus ghost"}
 
@@ -53,16 +55,58 @@ def privacy_table(at_end):
 @pytest.fixture(scope="module")
 def peers_table(at_end):
     """The table of `test_peers`."""
-    headers = [
-        "method",
-        "s/step",
-        "tokens\nprocessed",
-        *(f"{name}\n{what}" for name in OPACUS for what in ("", "(range)")),
-    ]
+    headers = ["method", "sentences", "tokens\nprocessed", "s fp32", "s bf16", "of ceiling\nfp32  bf16"]
+    headers += [f"{name}\n{what}" for name in OPACUS.values() for what in ("fp32", "bf16", "fp32 over\nour bf16")]
     note = (
-        f"A private step of {LOGICAL} sentences on MiniLM; s/step is this project's, tokens processed are over those\n"
-        "of the sentences. The others are Opacus's times over it, in physical batches of 32 in the order drawn,\n"
-        f"padded to the longest: median and range of {PEERS_REPEATS} interleaved repeats. - where Opacus cannot run it."
+        "A private step on MiniLM, [CLS] read out; seconds are this project's, tokens processed are over those of the\n"
+        "sentences, of ceiling is the share of the speed of a large matrix product in the same precision. The others\n"
+        "are Opacus's times over ours, in physical batches of 32 in the order drawn, padded to the longest:\n"
+        f"medians of {PEERS_REPEATS} interleaved repeats (range). - where Opacus cannot run it."
+    )
+    yield from table(at_end, headers, note)
+
+
+@pytest.fixture(scope="module")
+def trainer_table(at_end):
+    """The table of `test_trainer`."""
+    headers = ["method", "s fp32", "fp32", "s bf16", "bf16"]
+    note = (
+        f"An epoch of {EPOCH} sentences in batches of 32 without privacy: ours, and over it the time on the same\n"
+        f"batches of a loop as the Trainer's with dynamic padding: medians of {REPEATS} interleaved repeats (range)."
+    )
+    yield from table(at_end, headers, note)
+
+
+@pytest.fixture(scope="module")
+def reuse_table(at_end):
+    """The table of `test_reuse`."""
+    headers = ["method", "epochs", "s", "without reuse", "Trainer's loop"]
+    note = (
+        f"A training on {EPOCH} sentences in batches of 32 without privacy, frozen layers computed once; over it\n"
+        f"the times without that, and of the Trainer's loop: medians of {PEERS_REPEATS} interleaved repeats (range)."
+    )
+    yield from table(at_end, headers, note)
+
+
+@pytest.fixture(scope="module")
+def seeds_table(at_end):
+    """The table of `test_seeds`."""
+    headers = ["method", "batch", f"s {SEEDS} alone", "together"]
+    note = (
+        f"An epoch of {EPOCH // 2} sentences for {SEEDS} seeds one by one, and all in the same batches over it:\n"
+        f"medians of {REPEATS} interleaved repeats (range), without the time to load the model."
+    )
+    yield from table(at_end, headers, note)
+
+
+@pytest.fixture(scope="module")
+def growth_table(at_end):
+    """The table of `test_growth`."""
+    headers = ["tokens", "examples", "layers", "s BitFit", "MB"]
+    headers += [f"{name}\n{what}" for name in ("private\nBitFit", "full", "private\nfull") for what in ("time", "MB")]
+    note = (
+        "A step on MiniLM's first layers: examples of so many tokens. Times are over those of BitFit without privacy,\n"
+        f"medians of {PEERS_REPEATS} interleaved repeats; MB is the most that a step allocates beyond the weights."
     )
     yield from table(at_end, headers, note)
 
@@ -156,27 +200,174 @@ def test_privacy(spec, job, privacy_table, request):
     privacy_table.append(line)
 
 
+def ceiling(precision):
+    """Floating-point operations a second of a large matrix product, the best of some."""
+    import torch
+
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = torch.randn(2048, 1536, dtype=dtype), torch.randn(1536, 1536, dtype=dtype)
+    seconds = []
+    for _ in range(20):
+        start = time.perf_counter()
+        a @ b
+        seconds.append(time.perf_counter() - start)
+    return 2 * a.numel() * len(b) / min(seconds)
+
+
+def operations(step, size):
+    """Floating-point operations of a step over `size` examples, by torch's own count of products and attention."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        step(range(size))
+    return counter.get_total_flops()
+
+
+def on_data(spec, request, **fields):
+    """The spec on SST-2 if there is real data, with a read-out that makes no use of all tokens."""
+    task = "sst2" if request.config.option.peft_data else spec.task
+    return replace(spec, task=task, train=2 * LOGICAL, dev=10, readout="cls", **fields)
+
+
 @pytest.mark.speed
 @pytest.mark.parametrize("spec", methods())
 def test_peers(spec, job, peers_table, request):
     """Time of a large private step by Opacus as its users run it, over this project's; on SST-2 with --peft-data."""
     from peft_dp.measuring import peers
 
-    task = "sst2" if request.config.option.peft_data else spec.task
-
-    def make():
-        return job(spec, task=task, batch=LOGICAL, train=None if task != "sst2" else 2 * LOGICAL, privacy=PRIVACY)
-
+    size = 512 if spec.method in ("full", "diff_pruning") else LOGICAL  # minutes a step in Opacus
+    steps = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Opacus's own
-        mine = make()
-        steps = {"ours": ours(mine), **opacus(make, peers.as_drawn)}
+        for precision in PRECISIONS:
+            made = on_data(spec, request, batch=size, precision=precision, privacy=PRIVACY)
+            mine = job(made)
+            steps["ours", precision] = ours(mine)
+            steps |= {(name, precision): step for name, step in opacus(lambda m=made: job(m), peers.as_drawn).items()}
         interleaved(steps, 64, 1, mine.device)
-        seconds = interleaved(steps, LOGICAL, PEERS_REPEATS, mine.device)
-    lengths = mine.train.lengths
-    processed = sum(len(cut) * max(lengths[i] for i in cut) for cut in mine.train.cut(range(LOGICAL)))
-    line = [request.node.callspec.id, f"{statistics.median(seconds['ours']):.2f}"]
-    line.append(f"{processed / sum(lengths[:LOGICAL]):.3f}")
+        seconds = interleaved(steps, size, PEERS_REPEATS, mine.device)
+    processed = sum(mine.batch(mine.train, cut).ids.numel() for cut in mine.cut(mine.train, range(size)))
+    middle = {name: statistics.median(values) for name, values in seconds.items()}
+    work = operations(steps["ours", "fp32"], size)
+    shares = [work / middle["ours", precision] / ceiling(precision) for precision in PRECISIONS]
+    line = [request.node.callspec.id, f"{size:,}", f"{processed / mine.train.count(range(size)):.3f}"]
+    line += [f"{middle['ours', precision]:.2f}" for precision in PRECISIONS]
+    line.append("  ".join(f"{share:.0%}" for share in shares))
     for name in OPACUS:
-        line += ratios(seconds, name, "ours")
+        for theirs, own in (("fp32", "fp32"), ("bf16", "bf16"), ("fp32", "bf16")):
+            line.append(" ".join(ratios(seconds, (name, theirs), ("ours", own))))
     peers_table.append(line)
+
+
+@pytest.mark.speed
+@pytest.mark.parametrize("spec", methods())
+def test_trainer(spec, job, trainer_table, request):
+    """Time of an epoch of a Trainer-style loop over this project's, without privacy and on the same batches."""
+    from peft_dp.measuring import peers
+
+    line = [request.node.callspec.id]
+    for precision in PRECISIONS:
+        made = on_data(spec, request, batch=32, precision=precision, privacy=None)
+        step, theirs = ours(job(made)), peers.trainer(job(made))
+
+        def epoch(indices, step=step):
+            for at in range(0, len(indices), 32):
+                step(list(indices[at : at + 32]))
+
+        steps = {"ours": epoch, "trainer": theirs}
+        interleaved(steps, 64, 1, "cpu")
+        seconds = interleaved(steps, EPOCH, REPEATS, "cpu")
+        line += [f"{statistics.median(seconds['ours']):.2f}", " ".join(ratios(seconds, "trainer", "ours"))]
+    trainer_table.append(line)
+
+
+REUSED = {
+    "head": ("head", {}, 10),
+    "SPAFIT, 2 of 6 frozen": ("spafit", {"frozen": 1, "bias": 3, "variant": "I", "rank": 8, "alpha": 16.0}, 4),
+    "SPAFIT, 4 of 6 frozen": ("spafit", {"frozen": 3, "bias": 4, "variant": "I", "rank": 8, "alpha": 16.0}, 4),
+    "gradual": ("gradual", {"stages": [[1, 1], [2, 3]]}, 4),
+}
+
+
+@pytest.mark.speed
+@pytest.mark.parametrize("name", REUSED)
+def test_reuse(name, job, reuse_table, request):
+    """Time of a training whose frozen layers are computed in each epoch, over that of one that computes them once."""
+    from peft_dp.measuring import peers
+    from peft_dp.training.loop import fit
+
+    method, config, epochs = REUSED[name]
+    cell = next(cell for cell in cells("embedded/smoke") if cell.row.id == "head" and cell.task == "sentiment")
+    made = on_data(cell.spec, request, method=method, config=config, epochs=epochs, batch=32)
+    made = replace(made, train=EPOCH)
+
+    def theirs(indices):
+        step = peers.trainer(job(made))
+        for _ in range(epochs):
+            step(range(EPOCH))
+
+    steps = {
+        "ours": lambda _: fit(job(made)),
+        "without": lambda _: fit(job(made, reuse=False)),
+        "trainer": theirs,
+    }
+    seconds = interleaved(steps, 0, PEERS_REPEATS, "cpu")
+    line = [name, epochs, f"{statistics.median(seconds['ours']):.2f}"]
+    reuse_table.append(line + [" ".join(ratios(seconds, other, "ours")) for other in ("without", "trainer")])
+
+
+GROWTH = [(64, 64, 6), (128, 64, 6), (256, 64, 6), (512, 64, 6), (64, 16, 6), (64, 256, 6), (64, 64, 2), (64, 64, 4)]
+
+
+@pytest.mark.speed
+@pytest.mark.parametrize(("tokens", "examples", "layers"), GROWTH)
+def test_growth(tokens, examples, layers, job, growth_table, request):
+    """Time and memory of BitFit and of full fine-tuning, private and not, by length, batch and depth."""
+    import torch
+
+    from peft_dp.measuring import cost
+    from peft_dp.training.batching import Encoded
+
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(1000, 20000, (examples, tokens), generator=draw).tolist()
+    data = Encoded(ids, [[0] * tokens] * examples, torch.arange(examples) % 2, 0)
+    steps = {}
+    for cell in cells("embedded/smoke"):
+        if cell.row.id in ("bitfit", "full") and cell.task == "sentiment":
+            for privacy in (None, PRIVACY):
+                made = job(cell.spec, readout="cls", train=2 * examples, batch=examples, privacy=privacy)
+                del made.backbone.encoder.encoder.layer[layers:]
+                made.backbone.layers = made.backbone.layers[:layers]
+                steps["private " * bool(privacy) + cell.row.id] = ours(replace(made, train=data))
+    order = ("bitfit", "private bitfit", "full", "private full")
+    peaks = {name: cost.peak_bytes(lambda s=steps[name]: s(range(examples)), "cpu") / 1e6 for name in order}
+    seconds = interleaved(steps, examples, PEERS_REPEATS, "cpu")
+    line = [tokens, examples, layers, f"{statistics.median(seconds['bitfit']):.2f}", f"{peaks['bitfit']:.0f}"]
+    for name in order[1:]:
+        line += [ratios(seconds, name, "bitfit")[0], f"{peaks[name]:.0f}"]
+    growth_table.append(line)
+
+
+@pytest.mark.speed
+@pytest.mark.parametrize("row", ["bitfit", "lora", "houlsby", "slash"])
+@pytest.mark.parametrize("batch", [8, 32])
+def test_seeds(row, batch, job, seeds_table, request):
+    """Time of an epoch of five seeds together over that of each alone."""
+    from peft_dp.training import loop, together
+
+    cell = next(cell for cell in cells("embedded/smoke") if cell.row.id == row and cell.task == "sentiment")
+    made = replace(on_data(cell.spec, request, batch=batch, epochs=1, privacy=None), train=EPOCH // 2)
+    seconds = interleaved(
+        {
+            "alone": lambda _: [loop.fit(job(made.seeded(seed))) for seed in range(SEEDS)],
+            "together": lambda _: together.fit([job(made.seeded(seed)) for seed in range(SEEDS)]),
+            "building": lambda _: [job(made.seeded(seed)) for seed in range(SEEDS)],
+        },
+        0,
+        REPEATS,
+        "cpu",
+    )
+    for name in ("alone", "together"):
+        seconds[name] = [a - b for a, b in zip(seconds[name], seconds["building"], strict=True)]
+    line = [row, batch, f"{statistics.median(seconds['alone']):.2f}"]
+    seeds_table.append([*line, " ".join(ratios(seconds, "together", "alone"))])

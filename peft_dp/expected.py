@@ -232,7 +232,12 @@ class Cell:
             ValueError: The table's settings do not make a spec; names the cell and the field.
         """
         fields: dict[str, Any] = {"task": self.task, "budget": self.table.budget}
-        for layer in (self.table.defaults, self.table.tasks[self.task], self.row.spec, self.row.tasks.get(self.task, {})):
+        for layer in (
+            self.table.defaults,
+            self.table.tasks[self.task],
+            self.row.spec,
+            self.row.tasks.get(self.task, {}),
+        ):
             fields = _merge(fields, layer)
         return from_json(fields, where=self.id)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from statistics import median
 from typing import Any, TextIO
 
@@ -12,8 +14,24 @@ from peft_dp.places import Places
 from peft_dp.privacy import plan
 from peft_dp.records import Record, Records, key
 from peft_dp.spec import Spec
+from peft_dp.training import together
 from peft_dp.training.batching import TOKENS
 from peft_dp.training.loop import Trained, fit
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A run that no record was found of.
+
+    Attributes:
+        key: Of its record.
+        hashes: Of data, weights and code.
+    """
+
+    spec: Spec
+    sources: Sources
+    key: str
+    hashes: dict[str, str]
 
 
 def run(
@@ -31,34 +49,66 @@ def run(
         ValueError: The spec names what does not exist, or a file is damaged; before any long work.
         Missing: This machine lacks data, weights or a device; likewise.
     """
-    sources = gather(spec, places or Places())
-    hashes = {"data": sources.data.sha256, "weights": sources.weights_sha256, "code": code_sha256()}
-    name = key(spec, hashes, versions(), sources.device)
-    if records and (found := records.load(spec, name)):
-        return found
-    record = reproduce(spec, sources, name, hashes, progress)
-    if records:
-        records.save(record)
-    return record
+    return runs([spec], places, records, progress)[0]
 
 
-def reproduce(spec: Spec, sources: Sources, name: str, hashes: dict[str, str], progress: TextIO | None) -> Record:
-    """Builds the job, trains it and measures before and after."""
-    job = build(spec, sources)
+def runs(
+    specs: Sequence[Spec], places: Places | None = None, records: Records | None = None, progress: TextIO | None = None
+) -> list[Record]:
+    """As `run`, of specs that differ in their seeds only; those without a record train together where they can."""
+    found: dict[str, Record] = {}
+    wanted: list[Wanted] = []
+    keys = []
+    for spec in specs:
+        sources = gather(spec, places or Places())
+        hashes = {"data": sources.data.sha256, "weights": sources.weights_sha256, "code": code_sha256()}
+        keys.append(key(spec, hashes, versions(), sources.device))
+        if records and (record := records.load(spec, keys[-1])):
+            found[record.key] = record
+        else:
+            wanted.append(Wanted(spec, sources, keys[-1], hashes))
+    for record in reproduce(wanted, progress) if wanted else ():
+        found[record.key] = record
+        if records:
+            records.save(record)
+    return [found[name] for name in keys]
+
+
+def reproduce(wanted: Sequence[Wanted], progress: TextIO | None) -> Iterator[Record]:
+    """Builds the jobs, trains them and measures before and after."""
+    jobs = [build(one.spec, one.sources) for one in wanted[:1]]
+    if len(wanted) > 1 and together.possible(jobs[0]):
+        jobs += [together.sharing(jobs[0], build(one.spec, one.sources)) for one in wanted[1:]]
+        held = [_before(job) for job in jobs]
+        for one, job, values, trained in zip(wanted, jobs, held, together.fit(jobs, progress), strict=True):
+            yield _record(one, job, values, trained, len(jobs))
+        return
+    for one in wanted:
+        job = jobs.pop() if jobs else build(one.spec, one.sources)
+        values = _before(job)
+        yield _record(one, job, values, fit(job, progress), 1)
+
+
+def _before(job: Job) -> dict[str, float]:
+    """What is measured before training."""
     values = {quantity: getattr(before, quantity)(job) for quantity in before.__all__}
-    step_bytes = cost.step_bytes(job)
-    trained = fit(job, progress)
+    return values | {"step_bytes": cost.step_bytes(job)}
+
+
+def _record(one: Wanted, job: Job, values: dict[str, float], trained: Trained, seeds: int) -> Record:
+    """What a training gave, beside `seeds` - 1 others in the same batches."""
+    step_bytes = values.pop("step_bytes")
     predicted = after.predictions(job)
     values |= {quantity: getattr(after, quantity)(job, predicted) for quantity in after.__all__}
     return Record(
-        key=name,
-        spec=spec,
+        key=one.key,
+        spec=one.spec,
         values=values,
         ledger=ledger(job, trained) if job.plan.private else None,
         trail=trained.epochs,
         cost=costs(trained) | {"peak_bytes": cost.weight_bytes(job) + trained.optimiser_bytes + step_bytes},
-        sources=hashes,
-        environment=environment() | {"device": sources.device},
+        sources=one.hashes,
+        environment=environment() | {"device": one.sources.device, "seeds_together": seeds},
     )
 
 

@@ -34,6 +34,7 @@ ORDER = (
     ("job",),
     ("training.reuse",),
     ("training.loop",),
+    ("training.together",),
     ("privacy.audit",),
     ("measuring", "measuring.before", "measuring.after", "measuring.cost", "measuring.environment"),
     ("records",),

@@ -14,9 +14,10 @@ from peft_dp import Places, Record, Spec
 from peft_dp.job import build, gather
 from peft_dp.measuring import after, before
 from peft_dp.records import Records
-from peft_dp.reproduce import ledger
+from peft_dp.reproduce import ledger, runs
 from peft_dp.spec import Privacy
 from peft_dp.training.loop import Trained
+from peft_dp.training.together import sharing
 from peft_dp.training.trail import Epoch
 
 Make = Callable[..., Spec]
@@ -175,3 +176,32 @@ def test_diverged_private_run_is_kept(spec: Make, places: Places, tmp_path: Path
     first = peft_dp.run(run, places, Records(tmp_path))
 
     assert first.result() == peft_dp.run(run, places, Records(tmp_path)).result()
+
+
+def test_seeds_together(spec: Make, places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seeds that have no record train together and are kept one by one, each as it is alone but for rounding."""
+    monkeypatch.setattr("peft_dp.training.together.SHARE", 0.9)
+    specs = [spec(dropout=False, seed=seed) for seed in range(3)]
+    alone = [peft_dp.run(one, places) for one in specs]
+    folder = Records(tmp_path)
+    kept = peft_dp.run(specs[1], places, folder)
+    found = runs(specs, places, folder)
+
+    assert [record.spec.seed for record in found] == [0, 1, 2]
+    assert found[1] == kept
+    assert [record.environment["seeds_together"] for record in found] == [2, 1, 2]
+    assert len(list(tmp_path.iterdir())) == 3
+    for record, same in zip(found, alone, strict=True):
+        assert record.key == same.key
+        assert record.values.keys() == same.values.keys()
+        assert [epoch.loss for epoch in record.trail] == pytest.approx([epoch.loss for epoch in same.trail], rel=1e-4)
+        assert (record.cost["peak_bytes"], record.trail[0].tokens) == (same.cost["peak_bytes"], same.trail[0].tokens)
+
+
+def test_frozen_values_are_held_once(spec: Make, places: Places) -> None:
+    """Jobs that train together hold the frozen model once."""
+    first, other = (build(s, gather(s, places)) for s in (spec(seed=0), spec(seed=1)))
+    sharing(first, other)
+    values = dict(first.backbone.model.named_parameters())
+    for name, parameter in other.backbone.model.named_parameters():
+        assert (parameter is values[name]) == (not parameter.requires_grad)

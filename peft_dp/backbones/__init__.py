@@ -247,6 +247,11 @@ class Backbone:
         handle = site.register_forward_hook(lambda site, inputs, output: branch(inputs[0], output))
         self._branches.append((site, name, handle))
 
+    @property
+    def branches(self) -> list[nn.Module]:
+        """What was put beside sites."""
+        return [site.get_submodule(name) for site, name, _ in self._branches]
+
     def merge(self) -> None:
         """Folds every branch into the weights beside it, and every weight computed from others; the logits stay.
 

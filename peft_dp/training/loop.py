@@ -11,7 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 import torch
 from torch import Tensor, nn
@@ -51,15 +51,7 @@ def fit(job: Job, progress: TextIO | None = None) -> Trained:
     lengths = phases(job.backbone, job.config, job.spec.epochs)
     batches = rng.generator(job.spec.seed, "batches")
     noise = rng.generator(job.spec.seed, "noise", job.device)
-    bar = tqdm(
-        total=job.plan.steps,
-        desc=_title(job),
-        delay=2,
-        leave=False,
-        disable=progress is None,
-        file=progress,
-        unit="step",
-    )
+    bar = progress_bar(job, _title(job), progress)
     job.backbone.model.train()
     epochs: list[Epoch] = []
     held = 0
@@ -76,11 +68,27 @@ def fit(job: Job, progress: TextIO | None = None) -> Trained:
                         bar.update()
                     epochs.append(tally.epoch(job, time.perf_counter() - start))
                     start = time.perf_counter()
-                    if not job.plan.private and epochs[-1].loss is None:
-                        where = f"{_title(job)}: the training loss of epoch {len(epochs)} is not finite"
-                        raise FloatingPointError(f"{where}: try a smaller optimiser.rate")
+                    finite(job, epochs)
                 held = max(held, phase.close())
     return Trained(epochs, held)
+
+
+def progress_bar(job: Job, title: str, progress: TextIO | None) -> tqdm[NoReturn]:
+    """A bar of the run's steps, drawn once training takes over two seconds."""
+    return tqdm(
+        total=job.plan.steps, desc=title, delay=2, leave=False, disable=progress is None, file=progress, unit="step"
+    )
+
+
+def finite(job: Job, trail: list[Epoch]) -> None:
+    """Looks at the last epoch's loss.
+
+    Raises:
+        FloatingPointError: It is not finite, and the run not private.
+    """
+    if not job.plan.private and trail[-1].loss is None:
+        where = f"{_title(job)}: the training loss of epoch {len(trail)} is not finite"
+        raise FloatingPointError(f"{where}: try a smaller optimiser.rate")
 
 
 class Phase:

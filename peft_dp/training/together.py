@@ -1,0 +1,176 @@
+"""Several seeds in one batch: a step of 8 sentences leaves a machine idle that one of 40 keeps busy.
+
+The seeds of a run share the frozen model. Their batches are laid into the rows of one physical batch, each seed's
+into rows of its own; what is a seed's own (its branches, biases, scales, head) computes its rows only. Each seed has
+its own order of batches, gradient, clip, schedule and optimiser, as if it were alone: its values are the same but
+for the order of sums in float32.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import zip_longest
+from typing import TextIO
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from peft_dp import packing, rng
+from peft_dp.job import Job
+from peft_dp.privacy import sampling
+from peft_dp.training.batching import Batch
+from peft_dp.training.loop import Phase, Tally, Trained, finite, progress_bar
+from peft_dp.training.reuse import frozen
+from peft_dp.training.trail import Epoch
+
+SHARE = 0.1
+"""Largest share of a model's values that may train for seeds to go together; with more there is little to share."""
+
+
+def possible(job: Job) -> bool:
+    """Whether seeds of the job can train together, to the same results, and gain by it.
+
+    Not with privacy, whose batches are large; not with dropout, whose draws follow the batch; not where a method has
+    phases, steps or masks of its own, or layers are frozen, whose outputs each seed computes once; not where
+    an example cannot share rows.
+    """
+    own = (
+        any(hasattr(job.method, hook) for hook in ("phases", "begin_step", "penalty", "release")) or job.backbone.masks
+    )
+    few = job.backbone.count() <= SHARE * sum(p.numel() for p in job.backbone.model.parameters())
+    reuses = job.spec.reuse and frozen(job.backbone) > 0
+    return not (job.plan.private or job.spec.dropout or own or reuses) and few and job.packed
+
+
+def sharing(first: Job, other: Job) -> Job:
+    """The other job with the first one's frozen values in place of its own, which are the same."""
+    mine = {name: p for name, p in first.backbone.model.named_parameters() if not p.requires_grad}
+    for path, module in other.backbone.model.named_modules():
+        for name, parameter in list(module.named_parameters(path, recurse=False)):
+            if not parameter.requires_grad:
+                setattr(module, name.rpartition(".")[2], mine[name])
+    return other
+
+
+def fit(jobs: Sequence[Job], progress: TextIO | None = None) -> list[Trained]:
+    """Trains jobs in place that differ in their seeds only, with seconds of the epochs shared out evenly.
+
+    Args:
+        jobs: One a seed.
+        progress: As in `loop.fit`.
+
+    Raises:
+        FloatingPointError: As `loop.fit`, of the first seed whose loss is not finite.
+    """
+    orders = [rng.generator(job.spec.seed, "batches") for job in jobs]
+    trails: list[list[Epoch]] = [[] for _ in jobs]
+    phases = [Phase(job, 0) for job in jobs]
+    jobs[0].backbone.model.train()
+    bar = progress_bar(jobs[0], f"{len(jobs)} seeds together", progress)
+    with bar, _joined(jobs) as whose:
+        for _ in range(jobs[0].spec.epochs):
+            start = time.perf_counter()
+            tallies = [Tally(job.device) for job in jobs]
+            for drawn in zip(*(sampling.epoch(j.plan, o) for j, o in zip(jobs, orders, strict=True)), strict=True):
+                for phase, gradient in zip(phases, _means(jobs, drawn, whose, tallies), strict=True):
+                    phase.step(gradient)
+                bar.update()
+            seconds = (time.perf_counter() - start) / len(jobs)
+            for job, tally, trail in zip(jobs, tallies, trails, strict=True):
+                trail.append(tally.epoch(job, seconds))
+                finite(job, trail)
+    return [Trained(trail, phase.close()) for trail, phase in zip(trails, phases, strict=True)]
+
+
+def _means(
+    jobs: Sequence[Job], drawn: Sequence[list[int]], whose: _Whose, tallies: Sequence[Tally]
+) -> list[dict[str, Tensor]]:
+    """Each seed's mean gradient over its batch."""
+    trained = [job.backbone.trained() for job in jobs]
+    sums = [{name: torch.zeros_like(p) for name, p in named.items()} for named in trained]
+    for cuts in zip_longest(*(job.cut(job.train, b) for job, b in zip(jobs, drawn, strict=True)), fillvalue=[]):
+        sizes = [len(cut) for cut in cuts]
+        batch = jobs[0].train.packed([i for cut in cuts for i in cut], jobs[0].device, sizes)
+        whose.take(batch, sizes)
+        losses = torch.split(jobs[0].losses(batch), sizes)
+        every = [p for named in trained for p in named.values()]
+        gradients = iter(torch.autograd.grad(torch.cat(losses).sum(), every))
+        for total, job, cut, each, tally in zip(sums, jobs, cuts, losses, tallies, strict=True):
+            for name in total:
+                total[name] += next(gradients)
+            tally.add(job.train.count(cut), each.detach(), each.new_empty(0))
+    for tally in tallies:
+        tally.steps += 1
+    return [
+        {name: value / len(indices) for name, value in total.items()}
+        for total, indices in zip(sums, drawn, strict=True)
+    ]
+
+
+class _Whose:
+    """Which seed each row, or each example, of what passes through the model belongs to."""
+
+    def take(self, batch: Batch, sizes: Sequence[int]) -> None:
+        """Takes the next batch, of so many examples of each seed."""
+        assert batch.packing
+        self._examples = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes)).to(batch.ids.device)
+        self._rows = self._examples[batch.packing.owner[:, 0]]
+
+    def seeds(self, values: Tensor) -> Tensor:
+        """The seed of each entry of the first axis."""
+        return self._examples if packing.of(values) is None else self._rows
+
+    def shares(self, values: Tensor, seeds: int) -> list[int]:
+        """Entries of the first axis that are each seed's; they follow one another."""
+        return torch.bincount(self.seeds(values), minlength=seeds).tolist()
+
+
+@contextmanager
+def _joined(jobs: Sequence[Job]) -> Iterator[_Whose]:
+    """Has the first job's model compute each seed's rows with what is that seed's own."""
+    whose = _Whose()
+    models = [dict(job.backbone.model.named_modules()) for job in jobs]
+    branches = {id(branch) for branch in jobs[0].backbone.branches}
+    changed: dict[str, nn.Module] = {}
+    try:
+        for path, module in models[0].items():
+            if any(path.startswith(f"{above}.") for above in changed):
+                continue
+            trained = any(p.requires_grad for p in module.parameters(recurse=False))
+            if trained or id(module) in branches:
+                module.forward = _own([model[path] for model in models], whose)
+                changed[path] = module
+        yield whose
+    finally:
+        for module in changed.values():
+            del module.forward
+
+
+def _own(modules: Sequence[nn.Module], whose: _Whose) -> Callable[..., Tensor]:
+    """The forward pass of a module of which each seed has its own."""
+    first = modules[0]
+
+    def added(x: Tensor, name: str) -> Tensor:
+        """Each seed's vector for its rows [R, 1, h]."""
+        vectors = torch.stack([module.get_parameter(name) for module in modules]).index_select(0, whose.seeds(x))
+        return vectors.view(len(x), *[1] * (x.dim() - 2), -1)
+
+    def bias(x: Tensor) -> Tensor:
+        return functional.linear(x, first.get_parameter("weight")) + added(x, "bias")
+
+    def norm(x: Tensor) -> Tensor:
+        assert isinstance(first, nn.LayerNorm)
+        return functional.layer_norm(x, first.normalized_shape, eps=first.eps) * added(x, "weight") + added(x, "bias")
+
+    def each(*inputs: Tensor) -> Tensor:
+        shares = whose.shares(inputs[0], len(modules))
+        parts = zip(*(torch.split(values, shares) for values in inputs), strict=True)
+        found = [type(module).forward(module, *part) for module, part in zip(modules, parts, strict=True)]
+        return torch.cat(found)
+
+    if isinstance(first, nn.LayerNorm):
+        return norm
+    return bias if isinstance(first, nn.Linear) and not first.weight.requires_grad else each
