@@ -12,11 +12,11 @@ from typing import Any, TextIO
 
 import pytest
 
-from peft_dp.expected import FOLDER, Cell, Fact
+from peft_dp.expected import FOLDER, Cell, Claim, Fact
 from peft_dp.expected import MARKERS as BUDGET_MARKERS
 from peft_dp.places import Places
 from peft_dp.records import Record, Records
-from peft_dp.reporting.compare import Verdict, compare
+from peft_dp.reporting.compare import Verdict, compare, judge
 from peft_dp.reporting.table import table
 from peft_dp.validate import Missing
 
@@ -100,6 +100,11 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         marks, differs = (BUDGET_MARKERS[cell.table.budget], cell.table.paper), cell.row.differs
     elif isinstance(fact := params.get("fact"), Fact):
         marks, differs = ("facts", fact.paper), fact.differs
+    elif isinstance(claim := params.get("claim"), Claim):
+        run = "check_claim" in item.fixturenames
+        budget = claim.cells(claim.left)[0].table.budget
+        marks = ("claims", claim.paper, *(BUDGET_MARKERS[budget],) * run)
+        differs = claim.differs * (not run)
     else:
         return
     for mark in marks:
@@ -110,7 +115,9 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Opens the folder of records, if any cell is to run."""
-    if session.config.option.collectonly or not any("check" in getattr(i, "fixturenames", ()) for i in session.items):
+    if session.config.option.collectonly or not any(
+        "records_of" in getattr(i, "fixturenames", ()) for i in session.items
+    ):
         return
     stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H%M%SZ")
     folder = session.config.option.peft_records or session.config.rootpath / "records" / stamp
@@ -131,8 +138,8 @@ def _terminal(config: pytest.Config) -> Iterator[TextIO | None]:
 
 
 @pytest.fixture
-def check(request: pytest.FixtureRequest, benchmark: Any) -> Callable[[Cell], None]:
-    """Loads or computes a cell's records, then asserts that they agree with what is expected of it."""
+def records_of(request: pytest.FixtureRequest) -> Callable[[Cell], list[Record]]:
+    """Loads or computes a cell's records."""
     config = request.config
 
     def run(cell: Cell) -> list[Record]:
@@ -142,9 +149,19 @@ def check(request: pytest.FixtureRequest, benchmark: Any) -> Callable[[Cell], No
         with _terminal(config) as bar:
             return runs(specs, config.stash[places_key], config.stash[records_key], bar)
 
+    return run
+
+
+@pytest.fixture
+def check(
+    request: pytest.FixtureRequest, benchmark: Any, records_of: Callable[[Cell], list[Record]]
+) -> Callable[[Cell], None]:
+    """Asserts that a cell's records agree with what is expected of it."""
+    config = request.config
+
     def check(cell: Cell) -> None:
         try:
-            records = benchmark.pedantic(run, args=(cell,), rounds=1, iterations=1)
+            records = benchmark.pedantic(records_of, args=(cell,), rounds=1, iterations=1)
         except Missing as missing:
             config.stash[verdicts_key].append(Verdict(cell=cell, reason=str(missing)))
             (pytest.fail if config.option.peft_strict else pytest.skip)(str(missing))
@@ -159,6 +176,35 @@ def check(request: pytest.FixtureRequest, benchmark: Any) -> Callable[[Cell], No
             keys=[record.key for record in records],
         )
         assert not any(finding.status == "differs" for finding in verdict.findings), str(verdict)
+
+    return check
+
+
+@pytest.fixture
+def check_claim(request: pytest.FixtureRequest, records_of: Callable[[Cell], list[Record]]) -> Callable[[Claim], None]:
+    """Asserts that a claim holds of the records of its cells."""
+
+    def check(claim: Claim) -> None:
+        sides = [cell for side in (claim.left, claim.right) for cell in claim.cells(side)]
+        try:
+            runs = {cell.id: records_of(cell) for cell in sides if not cell.row.cited}
+        except Missing as missing:
+            needs = f"claim {claim.paper}/{claim.id}: {missing}"
+            (pytest.fail if request.config.option.peft_strict else pytest.skip)(needs)
+        finding = judge(claim, runs)
+        assert finding.status != "differs", f"{claim.says} ({claim.paper}, section {claim.section}): {finding}"
+
+    return check
+
+
+@pytest.fixture
+def check_printed() -> Callable[[Claim], None]:
+    """Asserts that a claim holds of the numbers that its paper prints."""
+
+    def check(claim: Claim) -> None:
+        pairs = claim.printed() or []
+        assert pairs
+        assert claim.holds(pairs), f"{claim.says} (section {claim.section}): {pairs}"
 
     return check
 

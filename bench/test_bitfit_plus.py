@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from peft_dp import cells, facts
+from peft_dp import cells, claims, facts
 
 
 @pytest.mark.parametrize("fact", facts("bitfit_plus"), ids=str)
@@ -23,3 +23,15 @@ def test_figure3(cell, check):
 def test_figure7(cell, check):
     """The same, and the ablations: gammas, random biases, all biases but b_m2 and b_q."""
     check(cell)
+
+
+@pytest.mark.parametrize("claim", claims("bitfit_plus", printed=True), ids=str)
+def test_printed_claims(claim, check_printed):
+    """What the paper states, of the numbers that it prints."""
+    check_printed(claim)
+
+
+@pytest.mark.parametrize("claim", claims("bitfit_plus", printed=False), ids=str)
+def test_claims(claim, check_claim):
+    """What the paper states, of our runs."""
+    check_claim(claim)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from peft_dp import cells
+from peft_dp import cells, claims
 
 
 @pytest.mark.parametrize("cell", cells("embedded/smoke"), ids=str)
@@ -17,3 +17,9 @@ def test_smoke(cell, check):
 def test_small(cell, check):
     """MiniLM on real GLUE."""
     check(cell)
+
+
+@pytest.mark.parametrize("claim", claims("embedded", printed=False), ids=str)
+def test_claims(claim, check_claim):
+    """What papers state of real tasks, of the generated ones."""
+    check_claim(claim)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from peft_dp import cells, facts
+from peft_dp import cells, claims, facts
 
 
 @pytest.mark.parametrize("fact", facts("khan"), ids=str)
@@ -17,3 +17,15 @@ def test_facts(fact, check_fact):
 def test_figure3(cell, check):
     """DistilBERT on MNLI, QQP and SST-2: four methods, each with and without DP-SGD."""
     check(cell)
+
+
+@pytest.mark.parametrize("claim", claims("khan", printed=True), ids=str)
+def test_printed_claims(claim, check_printed):
+    """What the paper states, of the numbers that it prints."""
+    check_printed(claim)
+
+
+@pytest.mark.parametrize("claim", claims("khan", printed=False), ids=str)
+def test_claims(claim, check_claim):
+    """What the paper states, of our runs."""
+    check_claim(claim)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from peft_dp import cells, facts
+from peft_dp import cells, claims, facts
 
 
 @pytest.mark.parametrize("fact", facts("slash"), ids=str)
@@ -53,3 +53,15 @@ def test_table8(cell, check):
 def test_table9(cell, check):
     """Both backbones on GLUE, read at the mask and at the first token, one run a cell."""
     check(cell)
+
+
+@pytest.mark.parametrize("claim", claims("slash", printed=True), ids=str)
+def test_printed_claims(claim, check_printed):
+    """What the paper states, of the numbers that it prints."""
+    check_printed(claim)
+
+
+@pytest.mark.parametrize("claim", claims("slash", printed=False), ids=str)
+def test_claims(claim, check_claim):
+    """What the paper states, of our runs."""
+    check_claim(claim)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Places", "Privacy", "PrivacyEngine", "Record", "Spec", "attach", "cells", "facts", "run"]
+__all__ = ["Places", "Privacy", "PrivacyEngine", "Record", "Spec", "attach", "cells", "claims", "facts", "run"]
 
 if TYPE_CHECKING:
     from peft_dp.attaching import attach
-    from peft_dp.expected import cells, facts
+    from peft_dp.expected import cells, claims, facts
     from peft_dp.places import Places
     from peft_dp.privacy.engine import PrivacyEngine
     from peft_dp.records import Record
@@ -24,6 +24,7 @@ _HOMES = {
     "Spec": "spec",
     "attach": "attaching",
     "cells": "expected",
+    "claims": "expected",
     "facts": "expected",
     "run": "reproduce",
 }

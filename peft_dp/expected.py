@@ -10,10 +10,12 @@ taken for each other. `facts.json` holds a paper's figures that need no training
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field, replace
 from functools import cache, cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
@@ -39,6 +41,7 @@ class Expect:
         best_of: Number of runs, chosen among on the scored data, of which `value` is the best.
         within: Largest difference that counts as agreement.
         at_least: Whether only a number below `value` can disagree.
+        asserted: Whether a run must agree; seconds and bytes of another machine are shown, and their ratios claimed.
         why: Where `value` or `within` comes from.
     """
 
@@ -48,6 +51,7 @@ class Expect:
     best_of: int = 1
     within: float = 0.0
     at_least: bool = False
+    asserted: bool = True
     why: str = ""
 
 
@@ -158,6 +162,102 @@ class Facts:
     source: str
     defaults: dict[str, dict[str, Any]] = field(default_factory=dict)
     facts: list[Fact]
+
+
+RELATIONS: dict[str, Callable[[float, float], bool]] = {
+    ">": operator.gt,
+    ">=": operator.ge,
+    "<": operator.lt,
+    "<=": operator.le,
+}
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Claim:
+    """An ordering, ratio or difference that a paper states: left RELATION times * right + plus.
+
+    Attributes:
+        id: Short name, unique in the paper.
+        says: The claim in a sentence.
+        section: Where it is stated.
+        table: The table of its rows.
+        left: A row.
+        right: Another; null where the left one is compared with `plus`.
+        tasks: The columns.
+        over: Whether it holds for each task or for the mean over them.
+        quantity: What is compared.
+        relation: How.
+        times: Factor of the right side.
+        plus: What is added to it, in the quantity's unit.
+        differs: Why the paper's own numbers contradict it, with the arithmetic.
+        paper: Folder's name; filled in.
+    """
+
+    id: str
+    says: str
+    section: str
+    table: str
+    left: str
+    right: str | None
+    tasks: list[str]
+    over: Literal["each", "mean"]
+    quantity: Literal["score", "trainable", "epoch_seconds", "peak_bytes"]
+    relation: Literal[">", ">=", "<", "<="]
+    times: float = 1.0
+    plus: float = 0.0
+    differs: str = ""
+    paper: str = ""
+
+    def __str__(self) -> str:
+        """The pytest id."""
+        return self.id
+
+    def cells(self, side: str | None) -> list[Cell]:
+        """The cells of a row, one a task, cited or not; none for the side that is a number.
+
+        Raises:
+            ValueError: The table has no such cell.
+        """
+        if side is None:
+            return []
+        name = f"{self.paper}/{self.table}"
+        known = {(cell.row.id, cell.task): cell for cited in (False, True) for cell in cells(name, cited=cited)}
+        for task in self.tasks:
+            if (side, task) not in known:
+                raise ValueError(f"claim {self.paper}/{self.id}: {name} has no cell {side}/{task}")
+        return [known[side, task] for task in self.tasks]
+
+    def pairs(self, left: Sequence[float], right: Sequence[float]) -> list[tuple[float, float]]:
+        """What stands left and right of the relation: one pair a task, or one of means."""
+        right = right or [0.0] * len(left)
+        if self.over == "mean":
+            left, right = [fmean(left)], [fmean(right)]
+        # Printed numbers are decimal: 0.1 + 0.2 must not exceed 0.3.
+        return [(round(a, 9), round(self.times * b + self.plus, 9)) for a, b in zip(left, right, strict=True)]
+
+    def printed(self) -> list[tuple[float, float]] | None:
+        """The pairs of the paper's own numbers; None where it prints none."""
+        sides = [[cell.expect.get(self.quantity) for cell in self.cells(side)] for side in (self.left, self.right)]
+        if not all(expect for side in sides for expect in side):
+            return None
+        return self.pairs(*([expect.value for expect in side if expect] for side in sides))
+
+    def holds(self, pairs: Sequence[tuple[float, float]]) -> bool:
+        """Whether the relation holds for every pair."""
+        return all(RELATIONS[self.relation](*pair) for pair in pairs)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Claims:
+    """The claims of one paper.
+
+    Attributes:
+        source: The paper.
+        claims: What it states.
+    """
+
+    source: str
+    claims: list[Claim]
 
 
 Scores = dict[str, dict[str, dict[str, float]]]
@@ -315,9 +415,30 @@ def find(cell: str) -> Cell:
     return every[cell]
 
 
+def claims(paper: str | None = None, *, printed: bool | None = None) -> list[Claim]:
+    """All claims, or those of one paper; with `printed` those that its own numbers decide, or else do not contradict.
+
+    Raises:
+        ValueError: A file that does not hold claims, or a claim about rows that its table lacks; the message names it.
+    """
+    found = []
+    for path in sorted(FOLDER.glob(f"{paper or '*'}/claims.json")):
+        held: Claims = _read(path, TypeAdapter(Claims))
+        _unique(path, [claim.id for claim in held.claims])
+        for claim in held.claims:
+            made = replace(claim, paper=path.parent.name)
+            for side in (claim.left, claim.right):
+                if side is not None:
+                    made.cells(side)
+            if printed is None or (made.printed() is not None if printed else not made.differs):
+                found.append(made)
+    return found
+
+
 def paths() -> list[Path]:
     """Files of all tables, sorted."""
-    return sorted(p for p in FOLDER.glob("*/*.json") if p.suffixes == [".json"] and p.name != "facts.json")
+    others = ("facts.json", "claims.json")
+    return sorted(p for p in FOLDER.glob("*/*.json") if p.suffixes == [".json"] and p.name not in others)
 
 
 @cache

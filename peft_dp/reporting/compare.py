@@ -1,28 +1,25 @@
 """Records against a cell: the verdict, with every number it rests on.
 
-The band of a recorded score is a t prediction interval. With s the spread
-over seeds, n recorded and N own runs, our mean lies within
-t(df, 1 - a/2) * s * sqrt(1/n + 1/N) of theirs with chance 1 - a: the test
-fails beyond the band of a = 0.1 % (red), and says so beyond that of 5 %
-(amber). s is pooled over the rows of the same task, private and not apart,
-for five seeds alone give too few degrees of freedom; a row that spreads more
-keeps its own s. Half a step of the score's resolution is added.
+The band of a score is a t prediction interval (`tolerance`): the test fails beyond that of 0.1 % (red), and says
+so beyond that of 5 % (amber). The spread is pooled over the rows of the same task, private and not apart; a
+recorded row that spreads more keeps its own. Half a step of the score's resolution is added.
 
 Why not "within one standard deviation": that fails a correct run every fourth time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from statistics import fmean, variance
 from typing import Literal
 
-from peft_dp.expected import Cell, Expect
+from peft_dp import tasks
+from peft_dp.expected import Cell, Claim, Expect
 from peft_dp.records import Record
+from peft_dp.reporting.tolerance import AMBER, POSITIVE, RED, Spread, best_of, of_runs, pooled, prior
 
-AMBER, RED = 0.05, 0.001
 Status = Literal["agrees", "amber", "differs", "known difference", "not run"]
 
 
@@ -99,10 +96,16 @@ def compare(cell: Cell, records: Sequence[Record]) -> Verdict:
     Raises:
         ValueError: Nothing is expected of the cell, so no run could fail it.
     """
-    findings = [_printed(name, expect, fmean(r.values[name] for r in records)) for name, expect in cell.expect.items()]
+    findings = [
+        _score(cell, expect, records)
+        if name == "score"
+        else _printed(name, expect, fmean(r.values[name] for r in records))
+        for name, expect in cell.expect.items()
+        if expect.asserted
+    ]
     if recorded := _recorded(cell, records):
         findings.append(recorded)
-    if not findings:
+    if not findings and not cell.expect:
         raise ValueError(f"{cell.id} has no expectation: print one in its table or record one with `peft-dp bless`")
     return Verdict(cell=cell, records=records, findings=findings, reason=cell.row.differs)
 
@@ -118,26 +121,61 @@ def _printed(name: str, expect: Expect, ours: float) -> Finding:
     )
 
 
+def _score(cell: Cell, expect: Expect, records: Sequence[Record]) -> Finding:
+    """A printed score: the paper's spread over seeds and ours, or what stands for it, give the band."""
+    spread = pooled([*printed_spreads(cell), *_ours(records)])
+    best = best_of(expect.best_of) * spread.value if expect.best_of > 1 else 0.0
+    widths = (spread.half_width(expect.runs, len(records), chance) for chance in (AMBER, RED))
+    unusual, allowed = (width + _step(expect.value) / 2 for width in widths)
+    return Finding(
+        quantity="score",
+        expected=expect.value - best,
+        ours=fmean(record.values["score"] for record in records),
+        allowed=allowed,
+        unusual=unusual,
+    )
+
+
+def printed_spreads(cell: Cell) -> list[Spread]:
+    """The spreads that the cell's table prints for its task; where there is none, what stands for one."""
+    found = [
+        Spread(expect.std, expect.runs - 1)
+        for row in cell.table.rows
+        if (expect := row.cells.get(cell.task, {}).get("score")) and expect.std and expect.runs > 1
+    ]
+    if found:
+        return found
+    task, positive = tasks.find(cell.task), POSITIVE.get(cell.task, 0.5)
+    return [prior(task.metric, cell.expect["score"].value, cell.spec.dev or tasks.dev_size(cell.task), positive)]
+
+
+def _ours(records: Sequence[Record]) -> list[Spread]:
+    scores = [record.values["score"] for record in records]
+    return [of_runs(scores)] if len(scores) > 1 and max(scores) > min(scores) else []
+
+
+def _step(value: float) -> float:
+    """The step of a printed number: 0.1 for 85.8."""
+    return 10.0 ** -len(f"{value:.10g}".partition(".")[2])
+
+
 def _recorded(cell: Cell, records: Sequence[Record]) -> Finding | None:
     theirs = cell.recorded.get(cell.row.id, {}).get(cell.task)
     if not theirs:
         return None
-    from scipy.stats import t
-
-    spread, freedom = _spread(cell, theirs)
-    width = spread * sqrt(1 / len(theirs) + 1 / len(records))
+    spread = _spread(cell, theirs)
     rounding = 50 / cell.spec.dev if cell.spec.dev else 0.05
     return Finding(
         quantity="score",
         expected=fmean(theirs),
         ours=fmean(record.values["score"] for record in records),
-        allowed=float(t.ppf(1 - RED / 2, freedom)) * width + rounding,
-        unusual=float(t.ppf(1 - AMBER / 2, freedom)) * width + rounding,
+        allowed=spread.half_width(len(theirs), len(records), RED) + rounding,
+        unusual=spread.half_width(len(theirs), len(records), AMBER) + rounding,
     )
 
 
-def _spread(cell: Cell, theirs: Sequence[float]) -> tuple[float, int]:
-    """Standard deviation over seeds and its degrees of freedom."""
+def _spread(cell: Cell, theirs: Sequence[float]) -> Spread:
+    """The spread over seeds of recorded scores."""
     private = {row.id: "privacy" in row.spec for row in cell.table.rows}
     alike = [
         tasks[cell.task]
@@ -145,5 +183,58 @@ def _spread(cell: Cell, theirs: Sequence[float]) -> tuple[float, int]:
         if cell.task in tasks and private.get(row) == private[cell.row.id]
     ]
     freedom = sum(len(scores) - 1 for scores in alike)
-    pooled = sum((len(scores) - 1) * variance(scores) for scores in alike) / freedom
-    return max(sqrt(pooled), sqrt(variance(theirs))), freedom
+    square = sum((len(scores) - 1) * variance(scores) for scores in alike) / freedom
+    return Spread(max(sqrt(square), sqrt(variance(theirs))), freedom)
+
+
+def judge(claim: Claim, runs: Mapping[str, Sequence[Record]]) -> Finding:
+    """A claim against records: how far the worst pair falls short, and how far chance may let it.
+
+    A score may fall short by what seeds explain (one-sided, at the red level); other quantities not at all.
+
+    Args:
+        claim: The claim.
+        runs: Id of each of its cells that can run -> records; a cited one stands with its printed number.
+    """
+    sides = [[_value(cell, claim.quantity, runs) for cell in claim.cells(side)] for side in (claim.left, claim.right)]
+    sign = 1.0 if claim.relation in (">", ">=") else -1.0
+    gaps = [sign * (right - left) for left, right in claim.pairs(*sides)]
+    worst = max(range(len(gaps)), key=gaps.__getitem__)
+    allowed = _slack(claim, worst, runs) if claim.quantity == "score" else 0.0
+    return Finding(
+        quantity=f"{claim.quantity} short of the claim",
+        expected=0.0,
+        ours=max(gaps[worst], 0.0 if claim.holds(claim.pairs(*sides)) else 5e-324),
+        allowed=allowed,
+        unusual=0.0,
+    )
+
+
+def _value(cell: Cell, quantity: str, runs: Mapping[str, Sequence[Record]]) -> float:
+    if cell.row.cited:
+        return cell.expect[quantity].value
+    return fmean((record.values | record.cost)[quantity] for record in runs[cell.id])
+
+
+def _slack(claim: Claim, pair: int, runs: Mapping[str, Sequence[Record]]) -> float:
+    """What chance explains of a pair's difference."""
+    square, freedom = 0.0, 10**6
+    for side, factor in ((claim.left, 1.0), (claim.right, claim.times)):
+        cells = claim.cells(side)
+        weight = factor / len(cells) if claim.over == "mean" and cells else factor
+        for cell in cells if claim.over == "mean" else cells[pair : pair + 1]:
+            theirs = cell.recorded.get(cell.row.id, {}).get(cell.task)
+            records = [] if cell.row.cited else _ours(runs[cell.id])
+            printed = printed_spreads(cell) if "score" in cell.expect else []
+            spread = _spread(cell, theirs) if theirs else pooled([*printed, *records] or [_unknown(cell, runs)])
+            number = cell.expect["score"].runs if cell.row.cited else len(runs[cell.id])
+            square += (weight * spread.value) ** 2 / number
+            freedom = min(freedom, spread.freedom)
+    return Spread(sqrt(square), freedom).half_width(1, 10**9, 2 * RED)
+
+
+def _unknown(cell: Cell, runs: Mapping[str, Sequence[Record]]) -> Spread:
+    """Where nothing is printed, what stands for a spread at our score."""
+    score = fmean(record.values["score"] for record in runs[cell.id])
+    size = cell.spec.dev or tasks.dev_size(cell.task)
+    return prior(tasks.find(cell.task).metric, score, size, POSITIVE.get(cell.task, 0.5))

@@ -119,6 +119,13 @@ def find(name: str) -> Task:
     return task
 
 
+def dev_size(name: str) -> int:
+    """Number of scored examples of a task whose data this project does not make: of GLUE's, or CoNLL's sentences."""
+    from peft_dp.tasks import conll, glue
+
+    return glue.LAYOUTS[name].rows[1] if name in glue.LAYOUTS else conll.scored(name)
+
+
 def load(name: str, folder: Path | None = None) -> Data:
     """All examples of a task, from its generator, from `folder`, or from the hub.
 

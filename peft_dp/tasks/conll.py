@@ -28,6 +28,11 @@ TASKS = {
 }
 
 
+def scored(name: str) -> int:
+    """Number of scored sentences."""
+    return SENTENCES[_SCORED[name][1]]
+
+
 def load(task: Task, folder: Path | None) -> Data:
     """All sentences of `folder`/conll2003.
 

@@ -1,5 +1,7 @@
 """The nine GLUE tasks, from official TSV files, from parquet files, or from the hub (Wang et al. 2018).
 
+QQP is there by F1 and by accuracy, as papers print either.
+
 A folder may hold the official layout (`MRPC/train.tsv`) or the hub's
 (`mrpc/train-00000-of-00001.parquet`); without a folder the hub's files come
 from its local cache or are fetched once, at a pinned commit. Every file must
@@ -68,6 +70,7 @@ LAYOUTS = {
     "sst2": Layout("SST-2", "sst2", _ONE, "label", (67349, 872)),
     "mrpc": Layout("MRPC", "mrpc", _MRPC, "Quality", (3668, 408), also=3667, fields=_TWO),
     "qqp": Layout("QQP", "qqp", _QQP, "is_duplicate", (363846, 40430), holes=True),
+    "qqp-accuracy": Layout("QQP", "qqp", _QQP, "is_duplicate", (363846, 40430), holes=True),
     "stsb": Layout("STS-B", "stsb", _TWO, "score", (5749, 1500)),
     "mnli": Layout("MNLI", "mnli", _TWO, "gold_label", (392702, 9815), fields=_MNLI, dev="_matched"),
     "mnli-mm": Layout("MNLI", "mnli", _TWO, "gold_label", (392702, 9832), fields=_MNLI, dev="_mismatched"),
@@ -87,6 +90,7 @@ _TASKS = (
     _task("sst2", "SST-2", "accuracy", "negative", "positive"),
     _task("mrpc", "MRPC", "f1", "not_equivalent", "equivalent"),
     _task("qqp", "QQP", "f1", "not_duplicate", "duplicate"),
+    _task("qqp-accuracy", "QQP, accuracy", "accuracy", "not_duplicate", "duplicate"),
     _task("stsb", "STS-B", "pearson"),
     _task("mnli", "MNLI", "accuracy", "entailment", "neutral", "contradiction"),
     _task("mnli-mm", "MNLI-mm", "accuracy", "entailment", "neutral", "contradiction"),
