@@ -71,8 +71,9 @@ def trainer_table(at_end):
     """The table of `test_trainer`."""
     headers = ["method", "s fp32", "fp32", "s bf16", "bf16"]
     note = (
-        f"An epoch of {EPOCH} sentences in batches of 32 without privacy: ours, and over it the time on the same\n"
-        f"batches of a loop as the Trainer's with dynamic padding: medians of {REPEATS} interleaved repeats (range)."
+        f"An epoch of {EPOCH} sentences in batches of 32 without privacy: ours, and over it the time on the\n"
+        "same batches of a loop as the Trainer's with dynamic padding:\n"
+        f"medians of {PEERS_REPEATS} interleaved repeats (range)."
     )
     yield from table(at_end, headers, note)
 
@@ -94,7 +95,7 @@ def seeds_table(at_end):
     headers = ["method", "batch", f"s {SEEDS} alone", "together"]
     note = (
         f"An epoch of {EPOCH // 2} sentences for {SEEDS} seeds one by one, and all in the same batches over it:\n"
-        f"medians of {REPEATS} interleaved repeats (range), without the time to load the model."
+        f"medians of {PEERS_REPEATS} interleaved repeats (range), without the time to load the model."
     )
     yield from table(at_end, headers, note)
 
@@ -279,7 +280,7 @@ def test_trainer(spec, job, trainer_table, request):
 
         steps = {"ours": epoch, "trainer": theirs}
         interleaved(steps, 64, 1, "cpu")
-        seconds = interleaved(steps, EPOCH, REPEATS, "cpu")
+        seconds = interleaved(steps, EPOCH, PEERS_REPEATS, "cpu")
         line += [f"{statistics.median(seconds['ours']):.2f}", " ".join(ratios(seconds, "trainer", "ours"))]
     trainer_table.append(line)
 
@@ -367,7 +368,7 @@ def test_seeds(row, batch, job, seeds_table, request):
             "building": lambda _: [job(made.seeded(seed)) for seed in range(SEEDS)],
         },
         0,
-        REPEATS,
+        PEERS_REPEATS,
         "cpu",
     )
     for name in ("alone", "together"):

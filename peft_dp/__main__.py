@@ -8,17 +8,24 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from tabulate import tabulate
 
 from peft_dp import expected
-from peft_dp.expected import MARKERS, Cell, Fact
-from peft_dp.spec import to_json
+from peft_dp.expected import MARKERS, Cell, Claim, Fact
+from peft_dp.spec import Budget, to_json
 from peft_dp.validate import Missing
 
 MINIMUM_SEEDS = 5
+NEEDS: dict[Budget, str] = {"smoke": "nothing", "small": "real data", "paper": "a GPU, weights and data"}
+"""Budget -> what a run of it needs beside the installed package."""
+
+Lines = list[tuple[str, Any]]
+"""What `show` prints: names and texts; an empty text is left out."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,12 +47,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
-    verb = verbs.add_parser("list", help="all facts and cells: id, budget, backbone, what is expected")
+    verb = verbs.add_parser("list", help="all facts, cells, cited cells and claims: id, needs, what is expected")
+    verb.add_argument("prefix", nargs="?", default="", metavar="PREFIX", help="only ids that start so, e.g. slash/")
     verb.add_argument("--json", action="store_true", help="one JSON list")
     verb.set_defaults(verb=show_all)
 
-    verb = verbs.add_parser("show", help="definition, data, protocol and expectation of one cell")
-    verb.add_argument("id", help="e.g. embedded/smoke/bitfit/sentiment")
+    verb = verbs.add_parser("show", help="one fact, cell, cited cell or claim: definition and expectation")
+    verb.add_argument("id", help="e.g. embedded/smoke/bitfit/sentiment or slash/claims/c1")
     verb.set_defaults(verb=show)
 
     verb = verbs.add_parser("run", help="train one cell, print its record, and keep it")
@@ -82,69 +90,220 @@ def _records(verb: argparse.ArgumentParser) -> None:
 
 
 def show_all(options: argparse.Namespace) -> int:
-    """Prints all facts and cells."""
-    lines = [*map(_fact_line, expected.facts()), *map(_line, expected.cells())]
+    """Prints a line for each fact, cell, cited cell and claim, or for those whose id starts so.
+
+    Raises:
+        ValueError: No id starts so.
+    """
+    every = [
+        *map(_fact_line, expected.facts()),
+        *map(_line, expected.cells()),
+        *map(_cited_line, expected.cells(cited=True)),
+        *map(_claim_line, expected.claims()),
+    ]
+    lines = [line for line in every if line["id"].startswith(options.prefix)]
+    if every and not lines:
+        raise ValueError(f"no id starts with {options.prefix!r}; `peft-dp list` shows all")
     if options.json:
         print(json.dumps(lines, indent=1))
     else:
         short = [line | {"known difference": "yes" if line["known difference"] else ""} for line in lines]
-        print(tabulate(short, headers="keys"))
+        # Figures stay as papers print them: "0.60" is not 0.6.
+        print(tabulate(short, headers="keys", disable_numparse=True))
     return 0
+
+
+def _entry(name: str, marker: str, expected: str, differs: str, needs: str = "nothing", **more: Any) -> dict[str, Any]:
+    setting = {key: more.get(key) for key in ("backbone", "method", "epsilon")}
+    return {"id": name, "marker": marker, "needs": needs, **setting, "expected": expected, "known difference": differs}
 
 
 def _line(cell: Cell) -> dict[str, Any]:
     spec = cell.spec
-    return {
-        "id": cell.id,
-        "marker": MARKERS[spec.budget],
-        "backbone": spec.backbone,
-        "method": spec.method,
-        "epsilon": spec.privacy.epsilon if spec.privacy else None,
-        "expected": " ".join(f"{name}={expect.value:,g}" for name, expect in cell.expect.items()),
-        "known difference": cell.row.differs,
-    }
+    setting = {"backbone": spec.backbone, "method": spec.method, "epsilon": spec.privacy and spec.privacy.epsilon}
+    return _entry(cell.id, MARKERS[spec.budget], _values(cell), cell.row.differs, NEEDS[spec.budget], **setting)
+
+
+def _cited_line(cell: Cell) -> dict[str, Any]:
+    return _entry(cell.id, "cited", _values(cell), cell.row.differs)
+
+
+def _claim_line(claim: Claim) -> dict[str, Any]:
+    needs = NEEDS[_sides(claim)[0].table.budget] if _runs(claim) else "nothing"
+    return _entry(_claim_id(claim), "claims", claim.says, claim.differs, needs)
 
 
 def _fact_line(fact: Fact) -> dict[str, Any]:
-    return {
-        "id": f"{fact.paper}/{fact.id}",
-        "marker": "facts",
-        "backbone": fact.given.get("backbone"),
-        "method": fact.given.get("method"),
-        "epsilon": fact.given.get("epsilon"),
-        "expected": fact.printed,
-        "known difference": fact.differs,
-    }
+    return _entry(f"{fact.paper}/{fact.id}", "facts", fact.printed, fact.differs, **fact.given)
+
+
+def _values(cell: Cell) -> str:
+    return " ".join(f"{name}={_number(expect.value)}" for name, expect in cell.expect.items())
+
+
+def _number(value: float) -> str:
+    return f"{round(value, 4):,.15g}"
+
+
+def _claim_id(claim: Claim) -> str:
+    return f"{claim.paper}/claims/{claim.id}"
+
+
+def _sides(claim: Claim) -> list[Cell]:
+    return [*claim.cells(claim.left), *claim.cells(claim.right)]
+
+
+def _runs(claim: Claim) -> bool:
+    """Whether runs of ours are held against it."""
+    return not claim.differs and any(not cell.row.cited for cell in _sides(claim))
 
 
 def show(options: argparse.Namespace) -> int:
-    """Prints one cell, or one fact, on one screen."""
-    for fact in expected.facts():
-        if options.id == f"{fact.paper}/{fact.id}":
-            test = f'pytest "bench/test_{fact.paper}.py::test_facts[{fact}]" -m facts'
-            lines = {"fact": options.id} | asdict(fact) | {"test": test}
-            print(tabulate([line for line in lines.items() if line[1]], tablefmt="plain", maxcolwidths=[None, 96]))
+    """Prints one fact, cell, cited cell or claim on one screen."""
+    known = [
+        *((f"{fact.paper}/{fact.id}", partial(_show_fact, fact)) for fact in expected.facts()),
+        *((cell.id, partial(_show_cited, cell)) for cell in expected.cells(cited=True)),
+        *((_claim_id(claim), partial(_show_claim, claim)) for claim in expected.claims()),
+    ]
+    for name, page in known:
+        if name == options.id:
+            _print(page())
             return 0
     cell = expected.find(options.id)
-    table, row = cell.table, cell.row
-    recorded = cell.recorded.get(row.id, {}).get(cell.task)
-    lines = {
-        "cell": cell.id,
-        "row": row.title,
-        "table": table.title,
-        "source": table.source,
-        "expected": ", ".join(f"{name} {e.value:g} +- {e.within:g} ({e.why})" for name, e in cell.expect.items())
-        or None,
-        "recorded": ", ".join(f"{score:.1f}" for score in recorded) if recorded else None,
-        "assumed": ", ".join(row.assumed) or None,
-        "differs": row.differs or None,
-        "note": table.note or None,
-        "run": f"peft-dp run {cell.id}",
-        "test": f'pytest "bench/test_{table.paper}.py::test_{table.table}[{cell}]" -m {MARKERS[table.budget]}',
-    }
-    print(tabulate([line for line in lines.items() if line[1]], tablefmt="plain", maxcolwidths=[None, 96]))
-    print(json.dumps(to_json(cell.spec), indent=1))
+    _print(_show_cell(cell))
+    # Wrapped between values, so that it is still JSON.
+    print(fill(json.dumps(to_json(cell.spec)), 108, break_long_words=False, break_on_hyphens=False))
     return 0
+
+
+def _print(lines: Sequence[tuple[str, Any]]) -> None:
+    kept = [line for line in lines if line[1]]
+    print(tabulate(kept, tablefmt="plain", maxcolwidths=[None, 96], disable_numparse=True))
+
+
+def _show_fact(fact: Fact) -> Lines:
+    test = f'pytest "bench/test_{fact.paper}.py::test_facts[{fact}]" -m facts'
+    return [*({"fact": f"{fact.paper}/{fact.id}"} | asdict(fact) | {"test": test}).items()]
+
+
+def _show_cell(cell: Cell) -> Lines:
+    table, row = cell.table, cell.row
+    recorded = cell.recorded.get(row.id, {}).get(cell.task, [])
+    return [
+        ("cell", cell.id),
+        *_about(cell),
+        *_printed(cell),
+        *_bands(cell),
+        ("recorded", ", ".join(f"{score:.1f}" for score in recorded)),
+        ("assumed", ", ".join(row.assumed)),
+        ("differs", row.differs),
+        ("note", table.note),
+        ("needs", NEEDS[table.budget]),
+        ("run", f"peft-dp run {cell.id}"),
+        ("test", f'pytest "bench/test_{table.paper}.py::test_{table.table}[{cell}]" -m {MARKERS[table.budget]}'),
+    ]
+
+
+def _show_cited(cell: Cell) -> Lines:
+    return [
+        ("cited", f"{cell.id}, never run"),
+        *_about(cell),
+        ("cited from", cell.row.cited),
+        *_printed(cell),
+        ("differs", cell.row.differs),
+    ]
+
+
+def _about(cell: Cell) -> Lines:
+    return [("row", cell.row.title), ("table", cell.table.title), ("source", cell.table.source)]
+
+
+def _printed(cell: Cell) -> Lines:
+    """The printed numbers, one a line."""
+    found: Lines = []
+    for name, expect in cell.expect.items():
+        words = [f"{name} {'at least ' * expect.at_least}{_number(expect.value)}"]
+        # The band of a score is computed instead.
+        words[0] += f" +- {expect.within:g}" * (name != "score" and expect.asserted)
+        words += [] if expect.std is None else [f"std {expect.std:g}"]
+        words += [f"mean of {expect.runs} runs"] * (expect.runs > 1)
+        words += [f"best of {expect.best_of} runs on the scored data"] * (expect.best_of > 1)
+        words += ["shown, not asserted"] * (not expect.asserted)
+        found.append(("" if found else "printed", ", ".join(words) + f" ({expect.why})" * bool(expect.why)))
+    return found
+
+
+def _bands(cell: Cell) -> Lines:
+    """The band that runs of ours are judged by: of one run, and of as many as the table asks for."""
+    from peft_dp.records import Record
+    from peft_dp.reporting.compare import compare, printed_spreads
+    from peft_dp.reporting.tolerance import POWER, Spread, pooled
+
+    # Only the widths are shown, and these do not depend on what a run gives.
+    values = {"score": 0.0} | {name: expect.value for name, expect in cell.expect.items()}
+    rest: dict[str, Any] = {"ledger": None, "trail": [], "cost": {}, "sources": {}, "environment": {}}
+    expect = cell.expect.get("score")
+    spread = None
+    if expect and expect.asserted:
+        spread = pooled(printed_spreads(cell))
+        if expect.std and expect.runs > 1 and (own := Spread(expect.std, expect.runs - 1)).collapsed(spread):
+            spread = own
+    found: Lines = []
+    for runs in sorted({1, cell.table.seeds}):
+        records = [Record(key="", spec=spec, values=values, **rest) for spec in cell.specs(runs)]
+        for finding in compare(cell, records).findings:
+            if finding.quantity != "score":
+                continue
+            band = f"{runs} run{'s' * (runs > 1)}: {finding.expected:.2f} +- {finding.unusual:.2f} agrees"
+            band += f", +- {finding.allowed:.2f} passes"
+            if spread and expect:
+                band += f"; a loss of {spread.detectable(expect.runs, runs):.2f} is seen with power {POWER:.0%}"
+            found.append(("" if found else "band", band))
+    described = f"{spread.value:.2f} over seeds, {spread.freedom} degrees of freedom" if spread else ""
+    return [("spread", described), *found]
+
+
+def _show_claim(claim: Claim) -> Lines:
+    return [
+        ("claim", _claim_id(claim)),
+        ("says", claim.says),
+        ("section", claim.section),
+        ("formula", _formula(claim)),
+        *_decided(claim),
+        ("differs", claim.differs),
+        ("needs", _claim_line(claim)["needs"]),
+        *_tests(claim),
+    ]
+
+
+def _formula(claim: Claim) -> str:
+    left, right = f"{claim.left} {claim.quantity}", _number(claim.plus)
+    if claim.right is not None:
+        right = f"{_number(claim.times)} x " * (claim.times != 1) + f"{claim.right} {claim.quantity}"
+        right += f" {'-' if claim.plus < 0 else '+'} {_number(abs(claim.plus))}" * (claim.plus != 0)
+    over = "" if len(claim.tasks) == 1 else "each of " if claim.over == "each" else "the mean over "
+    return f"{left} {claim.relation} {right} on {over}{', '.join(claim.tasks)} of {claim.paper}/{claim.table}"
+
+
+def _decided(claim: Claim) -> Lines:
+    """The paper's own numbers, pair by pair."""
+    pairs = claim.printed()
+    if pairs is None:
+        return [("printed", "no numbers that decide it")]
+    names = claim.tasks if claim.over == "each" else ["mean"]
+    found: Lines = []
+    for name, (left, right) in zip(names, pairs, strict=True):
+        verdict = "holds" if claim.holds([(left, right)]) else "does not hold"
+        text = f"{name}: {_number(left)} {claim.relation} {_number(right)} {verdict}"
+        found.append(("" if found else "printed", text))
+    return found
+
+
+def _tests(claim: Claim) -> Lines:
+    names = ["test_printed_claims"] * (claim.printed() is not None) + ["test_claims"] * (not claim.differs)
+    tests = [f'pytest "bench/test_{claim.paper}.py::{name}[{claim}]" -m claims' for name in names]
+    first, *rest = tests or ["none: a known difference of which nothing is printed"]
+    return [("test", first), *(("", test) for test in rest)]
 
 
 def run(options: argparse.Namespace) -> int:

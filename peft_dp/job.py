@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -176,10 +176,7 @@ def build(spec: Spec, sources: Sources) -> Job:
     method = registry.load("methods", spec.method)
     method.install(backbone, sources.config, draw)
     backbone.to(sources.device)
-    train, dev = (
-        encode(split, sources.task, sources.folder, spec.max_length, spec.readout)
-        for split in (sources.data.train, sources.data.dev)
-    )
+    train, dev = _encoded(sources.data, sources.task, sources.folder, spec.max_length, spec.readout)
     return Job(
         spec=spec,
         task=sources.task,
@@ -193,6 +190,13 @@ def build(spec: Spec, sources: Sources) -> Job:
         packed=backbone.packs,
         loss=_LOSSES[sources.task.kind],
     )
+
+
+@lru_cache(maxsize=2)
+def _encoded(data: Data, task: Task, folder: Path, max_length: int, readout: str) -> tuple[Encoded, Encoded]:
+    """The training and the dev examples, tokenised once for all seeds and methods that follow one another."""
+    train, dev = (encode(split, task, folder, max_length, readout) for split in (data.train, data.dev))
+    return train, dev
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -121,23 +120,18 @@ def over_tokens(values: Tensor, states: Tensor) -> Tensor:
     return values[:, None] if packing is None else packing.spread(values)
 
 
-def rows(lengths: Sequence[int], groups: Sequence[int] | None = None) -> tuple[list[list[int]], int]:
+def rows(lengths: Sequence[int]) -> tuple[list[list[int]], int]:
     """Which examples share a row, and the width of a row: of the multiples of `STEP` that of fewest places.
 
     Longest first, each into the fullest row that has room for it.
-
-    Args:
-        lengths: Number of tokens of each example.
-        groups: Numbers of examples that follow one another and share rows only among themselves; None for all of them.
     """
-    ends = list(accumulate(groups or [len(lengths)], initial=0))
-    orders = [sorted(range(start, end), key=lambda i: -lengths[i]) for start, end in pairwise(ends)]
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     total = sum(lengths)
-    least = -(-max(lengths) // STEP) * STEP
+    least = -(-lengths[order[0]] // STEP) * STEP
     best: tuple[int, list[list[int]], int] | None = None
     for width in range(least, 2 * least + 1, STEP):
         if best is None or -(-total // width) * width < best[0]:
-            found = [row for order in orders for row in _filled(order, lengths, width)]
+            found = _filled(order, lengths, width)
             if best is None or len(found) * width < best[0]:
                 best = len(found) * width, found, width
     assert best is not None

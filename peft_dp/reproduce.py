@@ -80,9 +80,14 @@ def reproduce(wanted: Sequence[Wanted], progress: TextIO | None) -> Iterator[Rec
     if len(wanted) > 1 and together.possible(jobs[0]):
         jobs += [together.sharing(jobs[0], build(one.spec, one.sources)) for one in wanted[1:]]
         held = [_before(job) for job in jobs]
-        for one, job, values, trained in zip(wanted, jobs, held, together.fit(jobs, progress), strict=True):
-            yield _record(one, job, values, trained, len(jobs))
-        return
+        try:
+            every = together.fit(jobs, progress)
+        except FloatingPointError:
+            jobs = []  # one seed can spoil the others' rows: alone each shows what is its own
+        else:
+            for one, job, values, trained in zip(wanted, jobs, held, every, strict=True):
+                yield _record(one, job, values, trained, len(jobs))
+            return
     for one in wanted:
         job = jobs.pop() if jobs else build(one.spec, one.sources)
         values = _before(job)

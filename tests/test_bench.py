@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import pytest
 
 import peft_dp
 from peft_dp import Places
-from peft_dp.expected import MARKERS
+from peft_dp.expected import MARKERS, Claim, Fact
+from peft_dp.spec import Budget
 
 ROOT = Path(peft_dp.__file__).parents[1]
 
@@ -217,26 +219,47 @@ def test_nothing_selected(tmp_path: Path) -> None:
     assert "Traceback" not in outcome.text
 
 
-def test_every_cell_is_a_test(tmp_path: Path) -> None:
-    """Each cell is one test of its paper's file, under the name `peft-dp show` prints, with its budget's marker."""
-    every = peft_dp.cells()
-    for marker in set(MARKERS.values()):
-        outcome = bench(tmp_path, "bench", "--collect-only", "-q", "-m", marker)
-        wanted = {
-            f"bench/test_{cell.table.paper}.py::test_{cell.table.table}[{cell}]"
-            for cell in every
-            if MARKERS[cell.table.budget] == marker
-        }
-        found = {line for line in outcome.text.splitlines() if line.startswith("bench/")}
+def collected(folder: Path, *arguments: str) -> set[str]:
+    """Names of the tests of the bench's tables that a session would run."""
+    outcome = bench(folder, "bench", "--collect-only", "-q", *arguments)
+    return {line for line in outcome.text.splitlines() if line.startswith("bench/") and line.endswith("]")}
 
-        assert wanted <= found
-        assert len([name for name in found if name.endswith("]")]) == len(wanted)
+
+def named(test: str, entries: Iterable[Fact | Claim]) -> set[str]:
+    """Names of the tests of facts or of claims."""
+    return {f"bench/test_{entry.paper}.py::{test}[{entry}]" for entry in entries}
+
+
+def named_cells(budget: str) -> set[str]:
+    """Names of the tests of a budget's cells."""
+    return {
+        f"bench/test_{cell.table.paper}.py::test_{cell.table.table}[{cell}]"
+        for cell in peft_dp.cells()
+        if cell.table.budget == budget
+    }
+
+
+def run_claims(budget: str) -> set[str]:
+    """Names of the tests that hold claims against runs of a budget."""
+    every = peft_dp.claims(printed=False)
+    return named("test_claims", [claim for claim in every if claim.cells(claim.left)[0].table.budget == budget])
+
+
+@pytest.mark.parametrize("budget", MARKERS)
+def test_every_cell_is_a_test(tmp_path: Path, budget: Budget) -> None:
+    """A budget's marker selects a test for each of its cells and of the claims about their runs, and no other."""
+    assert named_cells(budget) | run_claims(budget) == collected(tmp_path, "-m", MARKERS[budget])
+
+
+def test_every_claim_is_a_test(tmp_path: Path) -> None:
+    """Each claim is tested on the paper's own numbers where it prints them, and on runs unless known to differ."""
+    printed = named("test_printed_claims", peft_dp.claims(printed=True))
+
+    assert printed | named("test_claims", peft_dp.claims(printed=False)) == collected(tmp_path, "-m", "claims")
 
 
 def test_default_is_smoke(tmp_path: Path) -> None:
-    """Without a choice facts and smoke cells are selected, and nothing that needs real data or a GPU."""
-    outcome = bench(tmp_path, "bench", "--collect-only", "-q")
-    wanted = {f"test_{cell.table.table}[{cell}]" for cell in peft_dp.cells() if cell.table.budget == "smoke"}
-    wanted |= {f"test_facts[{fact}]" for fact in peft_dp.facts()}
+    """Without a choice nothing is selected that needs real data or a GPU, and all else is."""
+    wanted = named_cells("smoke") | run_claims("smoke") | named("test_facts", peft_dp.facts())
 
-    assert wanted == {line.split("::")[1] for line in outcome.text.splitlines() if line.endswith("]")}
+    assert wanted | named("test_printed_claims", peft_dp.claims(printed=True)) == collected(tmp_path)

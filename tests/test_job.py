@@ -191,3 +191,14 @@ def test_code_hash(package: Path, change: Callable[[Path], object], same: bool) 
     code_sha256.cache_clear()
 
     assert same == (first == second)
+
+
+def test_tokenised_once(spec: Make, places: Places) -> None:
+    """Jobs of one task hold the same tokens, whatever their method and seed; another length is tokenised anew."""
+    first, same, other = (
+        build(s, gather(s, places)) for s in (spec(), spec(method="head", seed=1), spec(max_length=12))
+    )
+
+    assert first.train is same.train
+    assert first.dev is same.dev
+    assert max(other.train.lengths) == 12

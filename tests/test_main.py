@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import peft_dp
-from peft_dp import Places, expected
+from peft_dp import Places, Record, expected
 from peft_dp.__main__ import main
 from peft_dp.measuring import environment
 from peft_dp.privacy import gradients
+from peft_dp.reporting.compare import compare
+from peft_dp.spec import to_json
 
 Run = Callable[..., int]
 
@@ -78,26 +85,137 @@ def tree(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bool | None], No
     environment.environment.cache_clear()
 
 
+def add(tables: Path, *, note: str = "", differs: str = "") -> None:
+    """Adds to the made-up table a row with a printed spread, one that is the best of four, a cited one, and claims."""
+    score = {"std": 2.0, "runs": 5}
+    rows = [
+        {"id": "spread", "title": "Spread", "cells": {"sentiment": {"score": {"value": 70.0} | score}}},
+        {"id": "best", "title": "Best", "cells": {"sentiment": {"score": {"value": 80.5, "best_of": 4}}}},
+        {"id": "cited", "title": "Cited", "cited": "Doe 2020", "cells": {"sentiment": {"score": {"value": 60}}}},
+        {
+            "id": "shown",
+            "title": "Shown",
+            "cells": {"sentiment": {"peak_bytes": {"value": 15600000000, "asserted": False, "why": "15.6 GB"}}},
+        },
+    ]
+    table = TABLE | {"seeds": 3, "note": note, "rows": [*TABLE["rows"], *rows]}
+    (tables / "made" / "up.json").write_text(json.dumps(table))
+    claim = {"section": "2", "table": "up", "tasks": ["sentiment"], "over": "each", "quantity": "score"}
+    claims: list[dict[str, Any]] = [
+        {
+            "id": "c1",
+            "says": "Best beats.",
+            "left": "best",
+            "right": "cited",
+            "relation": ">",
+            "times": 1.5,
+            "plus": -2,
+        },
+        {"id": "c2", "says": "Wide wins.", "left": "spread", "right": "best", "relation": ">=", "differs": differs},
+        {
+            "id": "c3",
+            "says": "Few.",
+            "left": "right",
+            "right": None,
+            "relation": "<",
+            "quantity": "peak_bytes",
+            "plus": 9,
+        },
+    ]
+    text = json.dumps({"source": "a test", "claims": [claim | more for more in claims]})
+    (tables / "made" / "claims.json").write_text(text)
+    expected._table.cache_clear()
+
+
+def shown(name: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """The lines that `show` prints of an id, each with single spaces."""
+    assert main(["show", name]) == 0
+    return [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+
+
 def test_list_json(capsys: pytest.CaptureFixture[str]) -> None:
-    """`list --json` is one JSON list with an object a fact and a cell, in the order of the files."""
+    """`list --json` is one JSON list: facts, cells, cited cells, claims, each in the order of the files, none twice."""
     code = main(["list", "--json"])
     found = json.loads(capsys.readouterr().out)
+    cells = [cell.id for cited in (False, True) for cell in expected.cells(cited=cited)]
+    ids = [f"{fact.paper}/{fact.id}" for fact in peft_dp.facts()] + cells
+    ids += [f"{claim.paper}/claims/{claim.id}" for claim in peft_dp.claims()]
 
     assert code == 0
-    ids = [f"{fact.paper}/{fact.id}" for fact in peft_dp.facts()] + [cell.id for cell in peft_dp.cells()]
     assert ids == [line["id"] for line in found]
-    assert {"id", "marker", "backbone", "method", "epsilon", "expected", "known difference"} == set(found[0])
-    assert sum(line["marker"] == "facts" for line in found) >= 60
+    assert len(ids) == len(set(ids))
+    assert {"id", "marker", "needs", "backbone", "method", "epsilon", "expected", "known difference"} == set(found[0])
+    assert {"facts", "smoke", "small", "gpu", "cited", "claims"} == {line["marker"] for line in found}
 
 
 def test_list(tables: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`list` prints a line a cell with its marker and what is expected."""
+    """`list` prints a line a cell with its marker, what it needs and what is expected."""
     code = main(["list"])
     printed = capsys.readouterr().out.splitlines()
 
     assert code == 0
-    assert ["made/up/right/sentiment", "smoke", "bert", "bitfit", "trainable=338"] == printed[2].split()
+    assert ["made/up/right/sentiment", "smoke", "nothing", "bert", "bitfit", "trainable=338"] == printed[2].split()
     assert len(printed) == 4
+
+
+def test_list_every_kind(tables: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Cited cells and claims are lines too; large numbers are written out, and figures as they are printed."""
+    add(tables, differs="70 < 80.5")
+    facts = [{"id": "up/right/percent", "printed": "0.60", "quantity": "percent", "given": {"method": "bitfit"}}]
+    (tables / "made" / "facts.json").write_text(json.dumps({"source": "a test", "facts": facts}))
+    main(["list"])
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+
+    assert ["made/up/right/percent", "facts", "nothing", "bitfit", "0.60"] in printed
+    assert ["made/up/shown/sentiment", "smoke", "nothing", "bert", "bitfit", "peak_bytes=15,600,000,000"] in printed
+    assert ["made/up/cited/sentiment", "cited", "nothing", "score=60"] in printed
+    assert ["made/claims/c1", "claims", "nothing", "Best", "beats."] in printed
+    assert ["made/claims/c2", "claims", "nothing", "Wide", "wins.", "yes"] in printed
+
+
+@pytest.mark.parametrize(
+    ("budget", "needs"), [("smoke", "nothing"), ("small", "real data"), ("paper", "a GPU, weights and data")]
+)
+def test_list_needs(tables: Path, capsys: pytest.CaptureFixture[str], budget: str, needs: str) -> None:
+    """A cell needs what its budget says, and so does a claim that runs decide; one known to differ is not run."""
+    add(tables, differs="70 < 80.5")
+    path = tables / "made" / "up.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"budget": budget}))
+    expected._table.cache_clear()
+    main(["list", "--json"])
+    found = {line["id"]: line["needs"] for line in json.loads(capsys.readouterr().out)}
+
+    assert [needs, "nothing", needs, "nothing"] == [
+        found[f"made/{name}"] for name in ("up/best/sentiment", "up/cited/sentiment", "claims/c1", "claims/c2")
+    ]
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]], ids=str)
+def test_list_prefix(tables: Path, capsys: pytest.CaptureFixture[str], form: list[str]) -> None:
+    """With a prefix only ids that start so are listed; one that none starts with is bad input."""
+    add(tables)
+    codes = [main(["list", "made/up/r", *form])]
+    printed = capsys.readouterr().out
+    codes.append(main(["list", "p/r", *form]))
+    said = capsys.readouterr()
+
+    assert codes == [0, 2]
+    assert "made/up/right/sentiment" in printed
+    assert printed.count("made/") == 1
+    assert ("", "peft-dp: no id starts with 'p/r'; `peft-dp list` shows all\n") == (said.out, said.err)
+
+
+def test_list_is_quick() -> None:
+    """Listing everything imports neither torch nor scipy, and takes less than two seconds with the interpreter."""
+    code = (
+        "import sys; from peft_dp.__main__ import main; main(['list']); assert not {'torch', 'scipy'} & {*sys.modules}"
+    )
+    start = os.times()
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+    end = os.times()
+
+    # Time of the processor: what else the machine does meanwhile does not count.
+    assert end.children_user + end.children_system - start.children_user - start.children_system < 2
 
 
 def test_show_fact(capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,7 +239,149 @@ def test_show(cell: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"peft-dp run {cell}" in printed
     assert f'pytest "bench/test_{paper}.py::test_{table}[{row}-{task}]" -m ' in printed
     assert expected.find(cell).table.source in " ".join(printed.split())
-    assert expected.find(cell).spec.method == json.loads(printed[printed.index("{") :])["method"]
+    assert to_json(expected.find(cell).spec) == json.loads(printed[printed.index("{") :])
+
+
+def test_show_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    """The cell with the longest texts of the project's own tables takes 50 lines at most."""
+    longest = max(expected.cells(), key=lambda cell: len(cell.table.note + cell.row.differs))
+
+    assert len(shown(longest.id, capsys)) <= 50
+
+
+def test_show_band(tables: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A printed score is shown with spread and runs, and the band that one run and the table's seeds are held to."""
+    add(tables)
+    spread, best = (shown(f"made/up/{row}/sentiment", capsys) for row in ("spread", "best"))
+
+    assert "printed score 70, std 2, mean of 5 runs" in spread
+    assert "spread 2.00 over seeds, 4 degrees of freedom" in spread
+    # t(4, 0.975) = 2.776 and t(4, 0.9995) = 8.610, times 2 sqrt(1/5 + 1/N), and half a step of the table, 0.05.
+    assert any(line.startswith("band 1 run: 70.00 +- 6.13 agrees, +- 18.91 passes; a loss of ") for line in spread)
+    assert any(line.startswith("3 runs: 70.00 +- 4.11 agrees, +- 12.63 passes; a loss of ") for line in spread)
+    assert "printed score 80.5, best of 4 runs on the scored data" in best
+    # The largest of four standard normal values is 1.029 on average (tabled); the band is 2.776 times 2 sqrt(2).
+    assert any(line.startswith("band 1 run: 78.44 +- 7.90 agrees, ") for line in best)
+
+
+def test_show_loss(tables: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The loss that `show` gives lies outside the band in 80 % of the draws it is computed for."""
+    add(tables)
+    (line,) = (line for line in shown("made/up/spread/sentiment", capsys) if line.startswith("band"))
+    found = re.search(r"a loss of ([0-9.]+) is seen with power 80%", line)
+    assert found
+    draw = np.random.default_rng(0)
+    theirs, ours = draw.normal(0, 2, (100_000, 5)).mean(1), draw.normal(-float(found[1]), 2, 100_000)
+    spread = 2 * np.sqrt(draw.chisquare(4, 100_000) / 4)
+    seen = (abs(theirs - ours) > 2.776 * spread * np.sqrt(1 / 5 + 1)).mean()
+
+    # The error of 100,000 draws is 0.0013, and that of two decimals is less.
+    assert seen == pytest.approx(0.8, abs=0.006)
+
+
+def test_show_is_what_is_judged(tables: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The band that `show` prints of one run is the one of the verdict on a run."""
+    add(tables)
+    for row in ("spread", "best"):
+        cell = expected.find(f"made/up/{row}/sentiment")
+        rest: dict[str, Any] = {"ledger": None, "trail": [], "cost": {}, "sources": {}, "environment": {}}
+        (finding,) = compare(cell, [Record(key="k", spec=cell.spec, values={"score": 70.0}, **rest)]).findings
+        band = f"band 1 run: {finding.expected:.2f} +- {finding.unusual:.2f} agrees, +- {finding.allowed:.2f} passes;"
+
+        assert any(line.startswith(band) for line in shown(cell.id, capsys))
+
+
+def test_show_not_asserted(tables: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A number that no run must meet is shown as such, with its reason and without a band."""
+    add(tables)
+    lines = shown("made/up/shown/sentiment", capsys)
+
+    assert "printed peak_bytes 15,600,000,000, shown, not asserted (15.6 GB)" in lines
+    assert not any(line.startswith("band") for line in lines)
+
+
+def test_show_cited(tables: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A cited cell is shown with where it is from and its number; it never runs, and so has no command."""
+    add(tables)
+    lines = shown("made/up/cited/sentiment", capsys)
+
+    assert "cited made/up/cited/sentiment, never run" in lines
+    assert "cited from Doe 2020" in lines
+    assert "printed score 60" in lines
+    assert "source a test" in lines
+    assert not any("peft-dp run" in line or "pytest" in line for line in lines)
+
+
+def test_show_claim(tables: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A claim is shown as a sentence and a formula, with the paper's own numbers and the tests that check it."""
+    add(tables)
+
+    # 1.5 x 60 - 2 = 88.
+    assert shown("made/claims/c1", capsys) == [
+        "claim made/claims/c1",
+        "says Best beats.",
+        "section 2",
+        "formula best score > 1.5 x cited score - 2 on sentiment of made/up",
+        "printed sentiment: 80.5 > 88 does not hold",
+        "needs nothing",
+        'test pytest "bench/test_made.py::test_printed_claims[c1]" -m claims',
+        'pytest "bench/test_made.py::test_claims[c1]" -m claims',
+    ]
+
+
+def test_show_claim_that_differs(tables: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A claim that its paper's numbers contradict is shown with the difference, and is not held against runs."""
+    add(tables, differs="70 < 80.5")
+    lines = shown("made/claims/c2", capsys)
+
+    assert "differs 70 < 80.5" in lines
+    assert lines[-1] == 'test pytest "bench/test_made.py::test_printed_claims[c2]" -m claims'
+
+
+def test_show_claim_of_a_number(tables: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A claim against a number names it; where the paper prints nothing, only runs decide."""
+    add(tables)
+    lines = shown("made/claims/c3", capsys)
+
+    assert "formula right peak_bytes < 9 on sentiment of made/up" in lines
+    assert "printed no numbers that decide it" in lines
+    assert lines[-1] == 'test pytest "bench/test_made.py::test_claims[c3]" -m claims'
+
+
+@pytest.mark.parametrize(
+    ("over", "words", "pairs"),
+    [
+        ("each", "on each of rte, cola of p/t", [("rte", 5.0, 4.0, "holds"), ("cola", 1.0, 2.0, "does not hold")]),
+        ("mean", "on the mean over rte, cola of p/t", [("mean", 3.0, 3.0, "does not hold")]),
+    ],
+)
+def test_show_claim_of_tasks(
+    tables: Path, capsys: pytest.CaptureFixture[str], over: str, words: str, pairs: list[tuple[str, float, float, str]]
+) -> None:
+    """Of several tasks each has its pair, or their mean has one."""
+    rows = [
+        {"id": name, "title": name, "cited": "x", "cells": {task: {"score": {"value": value}} for task, value in cells}}
+        for name, cells in (("a", [("rte", 5), ("cola", 1)]), ("b", [("rte", 4), ("cola", 2)]))
+    ]
+    claim = {"id": "c", "says": "s", "section": "1", "table": "t", "left": "a", "right": "b", "tasks": ["rte", "cola"]}
+    claim |= {"over": over, "quantity": "score", "relation": ">"}
+    (tables / "p").mkdir()
+    table = TABLE | {"paper": "p", "table": "t", "tasks": {"rte": {}, "cola": {}}, "rows": rows}
+    (tables / "p" / "t.json").write_text(json.dumps(table))
+    (tables / "p" / "claims.json").write_text(json.dumps({"source": "x", "claims": [claim]}))
+    text = " ".join(shown("p/claims/c", capsys))
+
+    assert f"formula a score > b score {words}" in text
+    assert "printed " + " ".join(f"{t}: {a:g} > {b:g} {verdict}" for t, a, b, verdict in pairs) in text
+
+
+@pytest.mark.parametrize("name", [f"{claim.paper}/claims/{claim.id}" for claim in expected.claims()[::40]])
+def test_show_own_claim(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Claims of the project's own files are shown on one screen."""
+    lines = shown(name, capsys)
+
+    assert lines[0] == f"claim {name}"
+    assert len(lines) <= 50
 
 
 def test_show_what_was_recorded(tables: Path, capsys: pytest.CaptureFixture[str]) -> None:

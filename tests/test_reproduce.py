@@ -11,7 +11,7 @@ import pytest
 
 import peft_dp
 from peft_dp import Places, Record, Spec
-from peft_dp.job import build, gather
+from peft_dp.job import Job, Sources, build, gather
 from peft_dp.measuring import after, before
 from peft_dp.records import Records
 from peft_dp.reproduce import ledger, runs
@@ -205,3 +205,21 @@ def test_frozen_values_are_held_once(spec: Make, places: Places) -> None:
     values = dict(first.backbone.model.named_parameters())
     for name, parameter in other.backbone.model.named_parameters():
         assert (parameter is values[name]) == (not parameter.requires_grad)
+
+
+def test_diverged_seed(spec: Make, places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where one of several seeds diverges, those before it are kept and the message names it."""
+    monkeypatch.setattr("peft_dp.training.together.SHARE", 0.9)
+    specs = [spec(dropout=False, seed=seed) for seed in range(3)]
+
+    def broken(wanted: Spec, sources: Sources) -> Job:
+        job = build(wanted, sources)
+        if wanted.seed == 1:
+            job.backbone.head[0].data.fill_(float("nan"))
+        return job
+
+    monkeypatch.setattr("peft_dp.reproduce.build", broken)
+    with pytest.raises(FloatingPointError, match="seed 1: the training loss of epoch 1 is not finite"):
+        runs(specs, places, Records(tmp_path))
+
+    assert len(list(tmp_path.glob("*seed0*"))) == len(list(tmp_path.iterdir())) == 1

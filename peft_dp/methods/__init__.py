@@ -16,6 +16,8 @@ are there:
   gives an iterator over the epochs of each phase, which add up to `epochs`;
   before each it arranges what trains (`gradual.py`). `install` arranges what
   the first one trains;
+- `settled(backbone, config)`: number of lowest layers that no phase trains, so
+  that they are computed once for all phases;
 - `begin_step(backbone, rng)`: draws what all examples of a step share; `rng` is
   the run's stream of noise (`diff_pruning.py`, as for the next two);
 - `penalty(backbone, config)`: a term of the loss that does not look at the data;

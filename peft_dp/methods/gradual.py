@@ -50,6 +50,11 @@ def install(backbone: Backbone, config: Config, rng: torch.Generator) -> None:
     _unfreeze(backbone, config.stages[0][0])
 
 
+def settled(backbone: Backbone, config: Config) -> int:
+    """Number of lowest layers that no stage trains."""
+    return len(backbone.layers) - config.stages[-1][0]
+
+
 def phases(backbone: Backbone, config: Config, epochs: int) -> Iterator[int]:
     """Epochs of each stage; its layers train once it is asked for.
 

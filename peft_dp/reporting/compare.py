@@ -124,9 +124,11 @@ def _printed(name: str, expect: Expect, ours: float) -> Finding:
 def _score(cell: Cell, expect: Expect, records: Sequence[Record]) -> Finding:
     """A printed score: the paper's spread over seeds and ours, or what stands for it, give the band."""
     spread = pooled([*printed_spreads(cell), *_ours(records)])
+    if expect.std and expect.runs > 1 and (own := Spread(expect.std, expect.runs - 1)).collapsed(spread):
+        spread = own  # what spreads more than its table is not held to it
     best = best_of(expect.best_of) * spread.value if expect.best_of > 1 else 0.0
     widths = (spread.half_width(expect.runs, len(records), chance) for chance in (AMBER, RED))
-    unusual, allowed = (width + _step(expect.value) / 2 for width in widths)
+    unusual, allowed = (width + _step(cell) / 2 for width in widths)
     return Finding(
         quantity="score",
         expected=expect.value - best,
@@ -146,7 +148,8 @@ def printed_spreads(cell: Cell) -> list[Spread]:
     if found:
         return found
     task, positive = tasks.find(cell.task), POSITIVE.get(cell.task, 0.5)
-    return [prior(task.metric, cell.expect["score"].value, cell.spec.dev or tasks.dev_size(cell.task), positive)]
+    size = cell.spec.dev or tasks.dev_size(cell.task)
+    return [prior(task.metric, cell.expect["score"].value, size, positive, private=cell.spec.privacy is not None)]
 
 
 def _ours(records: Sequence[Record]) -> list[Spread]:
@@ -154,9 +157,10 @@ def _ours(records: Sequence[Record]) -> list[Spread]:
     return [of_runs(scores)] if len(scores) > 1 and max(scores) > min(scores) else []
 
 
-def _step(value: float) -> float:
-    """The step of a printed number: 0.1 for 85.8."""
-    return 10.0 ** -len(f"{value:.10g}".partition(".")[2])
+def _step(cell: Cell) -> float:
+    """The step of the numbers that the table prints for the task: 0.1 for 85.8 and 90.0, 1 where all are whole."""
+    columns = [row.cells.get(cell.task, {}).get("score") for row in cell.table.rows]
+    return 10.0 ** -max(len(f"{expect.value:.10g}".partition(".")[2]) for expect in columns if expect)
 
 
 def _recorded(cell: Cell, records: Sequence[Record]) -> Finding | None:
@@ -237,4 +241,5 @@ def _unknown(cell: Cell, runs: Mapping[str, Sequence[Record]]) -> Spread:
     """Where nothing is printed, what stands for a spread at our score."""
     score = fmean(record.values["score"] for record in runs[cell.id])
     size = cell.spec.dev or tasks.dev_size(cell.task)
-    return prior(tasks.find(cell.task).metric, score, size, POSITIVE.get(cell.task, 0.5))
+    positive, private = POSITIVE.get(cell.task, 0.5), cell.spec.privacy is not None
+    return prior(tasks.find(cell.task).metric, score, size, positive, private=private)

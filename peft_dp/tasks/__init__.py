@@ -71,6 +71,10 @@ class Data:
     train: Sequence[Example]
     dev: Sequence[Example]
 
+    def __hash__(self) -> int:
+        """Equal data have equal hashes."""
+        return hash(self.sha256)
+
     def subset(self, train: int | None, dev: int | None) -> Data:
         """The first `train` and `dev` examples after a fixed shuffle (None: all, unshuffled).
 

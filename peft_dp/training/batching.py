@@ -94,10 +94,10 @@ class Encoded:
         """Number of tokens of each example."""
         return [len(ids) for ids in self.ids]
 
-    def packed(self, indices: Sequence[int], device: str, groups: Sequence[int] | None = None) -> Batch:
-        """The examples of `indices`, several to a row; for groups see `packing.rows`."""
+    def packed(self, indices: Sequence[int], device: str) -> Batch:
+        """The examples of `indices`, several to a row."""
         lengths = torch.tensor([self.lengths[i] for i in indices])
-        held, width = packing.rows(lengths.tolist(), groups)
+        held, width = packing.rows(lengths.tolist())
         starts = torch.zeros(len(indices), dtype=torch.int64)
         asking = torch.full((len(held), max(map(len, held))), len(indices))
         slots = torch.zeros_like(starts)

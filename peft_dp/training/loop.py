@@ -55,11 +55,16 @@ def fit(job: Job, progress: TextIO | None = None) -> Trained:
     job.backbone.model.train()
     epochs: list[Epoch] = []
     held = 0
-    with bar, torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    settled = getattr(job.method, "settled", lambda backbone, config: 0)(job.backbone, job.config)
+    start = time.perf_counter()
+    with (
+        bar,
+        torch.random.fork_rng(devices=range(torch.cuda.device_count())),
+        reused(job, job.spec.epochs, settled) as whole,
+    ):
         torch.manual_seed(rng.seed(job.spec.seed, "dropout"))
         for length in lengths:
-            start = time.perf_counter()
-            with reused(job, length) as now:
+            with reused(whole, length) as now:
                 phase = Phase(now, len(epochs) * job.plan.steps_per_epoch)
                 for _ in range(length):
                     tally = Tally(job.device, job.plan.clip)

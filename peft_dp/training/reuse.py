@@ -24,11 +24,18 @@ LIMIT = 4 * 2**30
 
 
 @contextmanager
-def reused(job: Job, epochs: int) -> Iterator[Job]:
-    """The job for a phase of so many epochs, its lowest frozen layers left out where that is exact and saves a pass."""
-    layers = frozen(job.backbone)
+def reused(job: Job, epochs: int, most: int | None = None) -> Iterator[Job]:
+    """The job for so many epochs, its lowest frozen layers left out where that is exact and saves a pass.
+
+    Args:
+        job: What is trained; where it has states already, it stays as it is.
+        epochs: In which those layers stay frozen.
+        most: Number of layers at most; None for all that are frozen now.
+    """
+    layers = frozen(job.backbone) if most is None else min(most, frozen(job.backbone))
     size = sum(job.train.lengths) * job.backbone.width * next(job.backbone.model.parameters()).element_size()
-    if not job.spec.reuse or job.spec.dropout or epochs < 2 or layers == 0 or size > LIMIT:
+    kept = job.train.states is not None
+    if kept or not job.spec.reuse or job.spec.dropout or epochs < 2 or layers == 0 or size > LIMIT:
         yield job
         return
     states = _states(job, layers)

@@ -1,9 +1,8 @@
 """Several seeds in one batch: a step of 8 sentences leaves a machine idle that one of 40 keeps busy.
 
-The seeds of a run share the frozen model. Their batches are laid into the rows of one physical batch, each seed's
-into rows of its own; what is a seed's own (its branches, biases, scales, head) computes its rows only. Each seed has
-its own order of batches, gradient, clip, schedule and optimiser, as if it were alone: its values are the same but
-for the order of sums in float32.
+The seeds of a run share the frozen model. Their batches are laid into one physical batch; what is a
+seed's own (its branches, biases, scales, head) computes that seed's tokens only. Each seed has its own order of
+batches, gradient, clip, schedule and optimiser, as if it were alone: its values are the same but for rounding.
 """
 
 from __future__ import annotations
@@ -93,7 +92,7 @@ def _means(
     sums = [{name: torch.zeros_like(p) for name, p in named.items()} for named in trained]
     for cuts in zip_longest(*(job.cut(job.train, b) for job, b in zip(jobs, drawn, strict=True)), fillvalue=[]):
         sizes = [len(cut) for cut in cuts]
-        batch = jobs[0].train.packed([i for cut in cuts for i in cut], jobs[0].device, sizes)
+        batch = jobs[0].train.packed([i for cut in cuts for i in cut], jobs[0].device)
         whose.take(batch, sizes)
         losses = torch.split(jobs[0].losses(batch), sizes)
         every = [p for named in trained for p in named.values()]
@@ -111,27 +110,44 @@ def _means(
 
 
 class _Whose:
-    """Which seed each row, or each example, of what passes through the model belongs to."""
+    """Which seed each token, or each example, of what passes through the model belongs to."""
+
+    def __init__(self, seeds: int) -> None:
+        self._count = seeds
 
     def take(self, batch: Batch, sizes: Sequence[int]) -> None:
         """Takes the next batch, of so many examples of each seed."""
         assert batch.packing
-        self._examples = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes)).to(batch.ids.device)
-        self._rows = self._examples[batch.packing.owner[:, 0]]
+        self._examples = torch.arange(self._count).repeat_interleave(torch.tensor(sizes)).to(batch.ids.device)
+        self._tokens = batch.packing.spread(self._examples).flatten()
+        self._order = self._tokens.argsort(stable=True)
+        self._back = self._order.argsort()
+        self._shares = [torch.bincount(of, minlength=self._count).tolist() for of in (self._examples, self._tokens)]
 
-    def seeds(self, values: Tensor) -> Tensor:
-        """The seed of each entry of the first axis."""
-        return self._examples if packing.of(values) is None else self._rows
+    def spread(self, vectors: Tensor, x: Tensor) -> Tensor:
+        """Each seed's vector [S, h] at its tokens or examples, in a shape to go with x."""
+        if packing.of(x) is None:
+            return vectors.index_select(0, self._examples).view(len(x), *[1] * (x.dim() - 2), -1)
+        return vectors.index_select(0, self._tokens).view(*x.shape[:2], -1)
 
-    def shares(self, values: Tensor, seeds: int) -> list[int]:
-        """Entries of the first axis that are each seed's; they follow one another."""
-        return torch.bincount(self.seeds(values), minlength=seeds).tolist()
+    def split(self, x: Tensor) -> Sequence[Tensor]:
+        """What is each seed's of x, its tokens in one row [1, N, h] or its examples."""
+        if packing.of(x) is None:
+            return torch.split(x, self._shares[0])
+        return torch.split(x.flatten(0, 1).index_select(0, self._order)[None], self._shares[1], dim=1)
+
+    def join(self, parts: Sequence[Tensor], x: Tensor) -> Tensor:
+        """The parts that a module made of those of x, each where it belongs."""
+        if packing.of(x) is None:
+            return torch.cat(list(parts))
+        whole = torch.cat(list(parts), dim=1)[0]
+        return whole.index_select(0, self._back).view(*x.shape[:2], *whole.shape[1:])
 
 
 @contextmanager
 def _joined(jobs: Sequence[Job]) -> Iterator[_Whose]:
-    """Has the first job's model compute each seed's rows with what is that seed's own."""
-    whose = _Whose()
+    """Has the first job's model compute each seed's tokens with what is that seed's own."""
+    whose = _Whose(len(jobs))
     models = [dict(job.backbone.model.named_modules()) for job in jobs]
     branches = {id(branch) for branch in jobs[0].backbone.branches}
     changed: dict[str, nn.Module] = {}
@@ -154,9 +170,7 @@ def _own(modules: Sequence[nn.Module], whose: _Whose) -> Callable[..., Tensor]:
     first = modules[0]
 
     def added(x: Tensor, name: str) -> Tensor:
-        """Each seed's vector for its rows [R, 1, h]."""
-        vectors = torch.stack([module.get_parameter(name) for module in modules]).index_select(0, whose.seeds(x))
-        return vectors.view(len(x), *[1] * (x.dim() - 2), -1)
+        return whose.spread(torch.stack([module.get_parameter(name) for module in modules]), x)
 
     def bias(x: Tensor) -> Tensor:
         return functional.linear(x, first.get_parameter("weight")) + added(x, "bias")
@@ -166,10 +180,8 @@ def _own(modules: Sequence[nn.Module], whose: _Whose) -> Callable[..., Tensor]:
         return functional.layer_norm(x, first.normalized_shape, eps=first.eps) * added(x, "weight") + added(x, "bias")
 
     def each(*inputs: Tensor) -> Tensor:
-        shares = whose.shares(inputs[0], len(modules))
-        parts = zip(*(torch.split(values, shares) for values in inputs), strict=True)
-        found = [type(module).forward(module, *part) for module, part in zip(modules, parts, strict=True)]
-        return torch.cat(found)
+        parts = zip(*(whose.split(values) for values in inputs), strict=True)
+        return whose.join([type(m).forward(m, *part) for m, part in zip(modules, parts, strict=True)], inputs[0])
 
     if isinstance(first, nn.LayerNorm):
         return norm

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import sqrt
 from typing import Any
 
@@ -11,7 +12,8 @@ from scipy.stats import t
 
 from peft_dp import Record, Spec
 from peft_dp.expected import Cell, Expect, Row, Table
-from peft_dp.reporting.compare import Finding, Verdict, compare
+from peft_dp.reporting.compare import Finding, Verdict, compare, printed_spreads
+from peft_dp.reporting.tolerance import Spread
 from peft_dp.spec import to_json
 
 Make = Callable[..., Spec]
@@ -147,37 +149,153 @@ def test_recorded_status(
 def test_printed_status(
     cell: Callable[..., Cell], records: Callable[..., list[Record]], ours: float, status: str
 ) -> None:
-    """A printed number agrees up to its tolerance, ends included, and knows no amber."""
-    assert status == compare(cell({"score": Expect(value=70.0, within=2.0)}), records(ours)).status
+    """A printed number other than a score agrees up to its tolerance, ends included, and knows no amber."""
+    made = cell({"trainable": Expect(value=70.0, within=2.0)})
+
+    assert status == compare(made, records(50.0, trainable=ours)).status
 
 
 @pytest.mark.parametrize(("ours", "status"), [(99.0, "agrees"), (70.0, "agrees"), (68.0, "agrees"), (67.9, "differs")])
 def test_at_least(cell: Callable[..., Cell], records: Callable[..., list[Record]], ours: float, status: str) -> None:
     """Of a number that is a lower bound, more is no difference, and the verdict's text says so."""
-    finding = only(compare(cell({"score": Expect(value=70.0, within=2.0, at_least=True)}), records(ours)))
+    made = cell({"trainable": Expect(value=70.0, within=2.0, at_least=True)})
+    finding = only(compare(made, records(50.0, trainable=ours)))
 
     assert status == finding.status
     assert "expected at least 70, ours " in str(finding)
 
 
+def beside(cell: Cell, *others: Expect) -> Cell:
+    """The same cell in a table with further rows of printed scores."""
+    rows = [Row(id=f"other{i}", title="", cells={cell.task: {"score": other}}) for i, other in enumerate(others)]
+    return replace(cell, table=replace(cell.table, rows=[cell.row, *rows]))
+
+
+def quantile(freedom: int) -> float:
+    """Of t, for the red band."""
+    return float(t.ppf(0.9995, freedom))
+
+
+def test_printed_band(cell: Callable[..., Cell], records: Callable[..., list[Record]]) -> None:
+    """A printed score over five runs has a band by its printed spread, and half a step of its digits: RTE's 6.68."""
+    finding = only(compare(cell({"score": Expect(value=81.5, std=2.18, runs=5)}), records(80.0)))
+
+    # 2.776 and 8.610 are the tabled quantiles of t with four degrees of freedom.
+    assert finding.unusual == pytest.approx(2.776 * 2.18 * sqrt(1.2) + 0.05, abs=2e-3)
+    assert finding.allowed == pytest.approx(8.610 * 2.18 * sqrt(1.2) + 0.05, abs=2e-3)
+
+
+def test_printed_band_pools_the_task(cell: Callable[..., Cell], records: Callable[..., list[Record]]) -> None:
+    """The spreads of the other rows of the task are pooled in, and so is that of our runs."""
+    made = beside(cell({"score": Expect(value=72.1, std=1.0, runs=5)}), Expect(value=60.0, std=2.0, runs=3))
+    one, five = (only(compare(made, records(*scores))) for scores in ([72.0], FIVE))
+
+    assert one.allowed == pytest.approx(quantile(6) * sqrt((4 * 1 + 2 * 4) / 6) * sqrt(1.2) + 0.05)
+    assert five.allowed == pytest.approx(quantile(10) * sqrt((4 * 1 + 2 * 4 + 4 * 2.5) / 10) * sqrt(0.4) + 0.05)
+
+
+def test_collapsed_runs_of_ours(cell: Callable[..., Cell], records: Callable[..., list[Record]]) -> None:
+    """Runs of ours of which one collapsed do not widen the band that they are held to."""
+    made = cell({"score": Expect(value=70.5, std=1.0, runs=5)})
+    finding = only(compare(made, records(70.0, 70.0, 70.0, 70.0, 20.0)))
+
+    assert finding.allowed == pytest.approx(quantile(4) * sqrt(0.4) + 0.05)
+    assert finding.status == "differs"
+
+
+def test_equal_runs_of_ours(cell: Callable[..., Cell], records: Callable[..., list[Record]]) -> None:
+    """Runs of ours that all score alike say nothing of a spread."""
+    made = cell({"score": Expect(value=70.5, std=1.0, runs=5)})
+
+    assert only(compare(made, records(70.0, 70.0))).allowed == pytest.approx(quantile(4) * sqrt(0.7) + 0.05)
+
+
+def test_printed_spreads(cell: Callable[..., Cell]) -> None:
+    """Spreads over several runs count, those of other rows of the task too; a single run's or none does not."""
+    score = Expect(value=70.0, std=1.0, runs=5)
+    made = beside(
+        cell({"score": score}), Expect(value=60.0, std=2.0, runs=3), Expect(value=50.0), replace(score, runs=1)
+    )
+
+    assert [Spread(1.0, 4), Spread(2.0, 2)] == printed_spreads(made)
+
+
+def test_no_printed_spread(cell: Callable[..., Cell], records: Callable[..., list[Record]]) -> None:
+    """Without a spread 0.7 of the error of the dev set stands for it: 0.7 sqrt(0.801 * 0.199 / 400)."""
+    made = cell({"score": Expect(value=80.1)}, dev=400)
+    guess = 70 * sqrt(0.801 * 0.199 / 400)
+    finding = only(compare(made, records(80.0)))
+
+    assert [Spread(pytest.approx(guess), 8)] == printed_spreads(made)
+    assert finding.allowed == pytest.approx(quantile(8) * guess * sqrt(2) + 0.05)
+
+
+def test_wide_printed_row_keeps_its_own(cell: Callable[..., Cell], records: Callable[..., list[Record]]) -> None:
+    """A row that the paper prints with far more spread than the others is held to its own: 2.776 is t of 4 degrees."""
+    quiet = [Expect(value=70.0 + i, std=0.5, runs=5) for i in range(4)]
+    finding = only(compare(beside(cell({"score": Expect(value=70.5, std=4.0, runs=5)}), *quiet), records(70.0)))
+
+    assert finding.unusual == pytest.approx(2.776 * 4.0 * sqrt(1.2) + 0.05, abs=5e-3)
+
+
+def test_step_of_the_column(cell: Callable[..., Cell], records: Callable[..., list[Record]]) -> None:
+    """70.0 beside 70.5 is printed to a tenth though JSON has no zero; 70 beside 71 to a whole: half a step is added."""
+    score = Expect(value=70.0, std=1.0, runs=5)
+    tenths, wholes = (
+        only(compare(beside(cell({"score": score}), Expect(value=other)), records(70.0))) for other in (70.5, 71.0)
+    )
+
+    assert wholes.unusual - tenths.unusual == pytest.approx(0.45)
+
+
+def test_noise_spreads(cell: Callable[..., Cell], records: Callable[..., list[Record]]) -> None:
+    """Where no spread is printed, that of a private row is taken to be twice that of another."""
+    expect = {"score": Expect(value=70.5)}
+    plain, private = (only(compare(cell(expect, recorded={name: {}}), records(70.0))) for name in ("row", "row-dp"))
+
+    assert private.unusual - 0.05 == pytest.approx(2 * (plain.unusual - 0.05))
+
+
+def test_best_of(cell: Callable[..., Cell], records: Callable[..., list[Record]]) -> None:
+    """From the best of five runs 1.163 spreads are taken off before ours is held against it."""
+    made = cell({"score": Expect(value=80.1, best_of=5)}, dev=400)
+    single = cell({"score": Expect(value=80.1)}, dev=400)
+    finding, other = (only(compare(each, records(80.0))) for each in (made, single))
+
+    # 1.16296 is the tabled mean of the largest of five normal values.
+    assert finding.expected == pytest.approx(80.1 - 1.16296 * 70 * sqrt(0.801 * 0.199 / 400), abs=1e-4)
+    assert finding.allowed == other.allowed
+    assert other.expected == 80.1
+
+
+def test_unasserted(cell: Callable[..., Cell], records: Callable[..., list[Record]]) -> None:
+    """What is only shown is no finding; a cell of nothing else agrees whatever it gives."""
+    shown = Expect(value=1.0, asserted=False)
+    both = compare(cell({"epoch_seconds": shown, "score": Expect(value=70.0)}), records(70.0, epoch_seconds=99.0))
+    alone = compare(cell({"epoch_seconds": shown}), records(70.0, epoch_seconds=99.0))
+
+    assert ["score"] == [finding.quantity for finding in both.findings]
+    assert ("agrees", []) == (alone.status, alone.findings)
+
+
 def test_mean_over_runs(cell: Callable[..., Cell], records: Callable[..., list[Record]]) -> None:
     """A printed number is held against the mean of our runs."""
-    finding = only(compare(cell({"score": Expect(value=70.0, within=0.5)}), records(60.0, 80.0)))
+    finding = only(compare(cell({"score": Expect(value=70.0)}), records(60.0, 80.0)))
 
     assert (70.0, "agrees") == (finding.ours, finding.status)
 
 
 def test_worst_counts(cell: Callable[..., Cell], records: Callable[..., list[Record]]) -> None:
     """A cell is as bad as its worst quantity, and every quantity is in the verdict's text."""
-    expect = {"trainable": Expect(value=10.0), "score": Expect(value=70.0, within=2.0)}
-    verdict = compare(cell(expect), records(71.0, trainable=11.0))
+    expect = {"trainable": Expect(value=10.0), "peak_bytes": Expect(value=70.0, within=2.0)}
+    verdict = compare(cell(expect), records(71.0, trainable=11.0, peak_bytes=71.0))
 
     assert ["differs", "agrees"] == [finding.status for finding in verdict.findings]
     assert verdict.status == "differs"
     assert [
         "p/t/row/sentiment: differs",
         "OFF   trainable: expected 10, ours 11, gap +1, allowed 0",
-        "ok    score: expected 70, ours 71, gap +1, allowed 2",
+        "ok    peak_bytes: expected 70, ours 71, gap +1, allowed 2",
         "again: peft-dp run p/t/row/sentiment",
     ] == str(verdict).splitlines()
 
@@ -187,7 +305,7 @@ def test_known_difference(
     cell: Callable[..., Cell], records: Callable[..., list[Record]], ours: float, status: str
 ) -> None:
     """A difference that the row announces is known; without the difference the cell agrees like any other."""
-    verdict = compare(cell({"score": Expect(value=70.0, within=2.0)}, differs="a misprint"), records(ours))
+    verdict = compare(cell({"score": Expect(value=70.0, std=0.5, runs=5)}, differs="a misprint"), records(ours))
 
     assert (status, "a misprint") == (verdict.status, verdict.reason)
 
@@ -207,6 +325,6 @@ def test_nothing_expected(cell: Callable[..., Cell], records: Callable[..., list
 
 def test_not_a_number_differs(cell: Callable[..., Cell], records: Callable[..., list[Record]]) -> None:
     """A value that is no number agrees with nothing."""
-    verdict = compare(cell({"score": Expect(value=70.0, within=2.0)}), records(float("nan")))
+    verdict = compare(cell({"score": Expect(value=70.0)}), records(float("nan")))
 
     assert verdict.status == "differs"

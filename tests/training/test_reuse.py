@@ -96,6 +96,26 @@ def test_passes(job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> Non
     assert [made[1].plan.steps] * 2 == without
 
 
+def test_kept_through_phases(job: Callable[..., Job]) -> None:
+    """States kept for several phases, of no more layers than asked for, are those that each of them starts from."""
+    made = job(method="head")
+    with reuse.reused(made, 2, 1) as whole:
+        assert whole.train.states is not None
+        assert [len(states) for states in whole.train.states] == made.train.lengths
+        with reuse.reused(whole, 1) as now:
+            assert now is whole
+    with reuse.reused(made, 2, 0) as none:
+        assert none is made
+
+
+@pytest.mark.parametrize(("stages", "layers"), [([[1, 1]], 1), ([[1, 1], [2, 3]], 0)])
+def test_settled(job: Callable[..., Job], stages: list[list[int]], layers: int) -> None:
+    """Gradual unfreezing's last stage tells which layers are never trained."""
+    made = job(method="gradual", config={"stages": stages}, epochs=sum(epochs for _, epochs in stages))
+
+    assert layers == made.method.settled(made.backbone, made.config)
+
+
 @pytest.mark.parametrize(
     "fields", [{"epochs": 1}, {"dropout": True}, {"reuse": False}], ids=["one epoch", "dropout", "not wanted"]
 )
