@@ -19,6 +19,12 @@ def test_small(cell, check):
     check(cell)
 
 
+@pytest.mark.parametrize("claim", claims("embedded", printed=True), ids=str)
+def test_printed_claims(claim, check_printed):
+    """What papers state of counts, of those of the embedded backbone."""
+    check_printed(claim)
+
+
 @pytest.mark.parametrize("claim", claims("embedded", printed=False), ids=str)
 def test_claims(claim, check_claim):
     """What papers state of real tasks, of the generated ones."""

@@ -31,6 +31,12 @@ def test_table4(cell, check):
     check(cell)
 
 
+@pytest.mark.parametrize("cell", cells("slash/table5"), ids=str)
+def test_table5(cell, check):
+    """Time and memory of one epoch of QNLI; the claims hold their ratios against the paper's."""
+    check(cell)
+
+
 @pytest.mark.parametrize("cell", cells("slash/table6"), ids=str)
 def test_table6(cell, check):
     """Private and other training of both backbones on four GLUE tasks, five runs a cell."""

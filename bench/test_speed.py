@@ -239,7 +239,7 @@ def test_peers(spec, job, peers_table, request):
     """Time of a large private step by Opacus as its users run it, over this project's; on SST-2 with --peft-data."""
     from peft_dp.measuring import peers
 
-    size = 512 if spec.method in ("full", "diff_pruning") else LOGICAL  # minutes a step in Opacus
+    size = 256 if spec.method in ("full", "diff_pruning") else LOGICAL  # minutes a step in Opacus
     steps = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Opacus's own

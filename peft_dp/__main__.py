@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -39,6 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Missing as error:
         print(f"peft-dp: {error}", file=sys.stderr)
         return 3
+    except BrokenPipeError:  # as behind `| head`: the reader has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -65,6 +65,14 @@ class Packing:
         sums = values.new_zeros(len(self.starts) + 1, *values.shape[2:])
         return sums.index_add_(0, self.owner.flatten(), values.flatten(0, 1))[:-1]
 
+    def products(self, left: Tensor, right: Tensor) -> Tensor:
+        """Sum over each example's tokens of left right^T [B, m, n], of values [R, W, m] and [R, W, n]."""
+        if left.shape[2] > right.shape[2]:
+            return self.products(right, left).mT
+        mine = self.asking[:, :, None] == self.owner[:, None, :]  # [R, S, W]
+        each = (left[:, None] * mine[..., None]).mT.flatten(1, 2)  # [R, S m, W]
+        return (each @ right).view(-1, left.shape[2], right.shape[2]).index_select(0, self.slots)
+
     def mean(self, values: Tensor) -> Tensor:
         """Mean over the tokens of each example [B, d] of values [R, W, d]."""
         sums = values.new_zeros(len(self.starts) + 1, *values.shape[2:])

@@ -51,10 +51,6 @@ GAMMA = 0.01
 """Of automatic clipping (Bu et al. 2022, arXiv 2206.07136, AUTO-S; the value of DP-BiTFiT's code)."""
 
 
-NARROW = 8
-"""Largest side of a weight whose gradients are formed for packed examples (a LoRA matrix, a small head)."""
-
-
 @dataclass(frozen=True)
 class Clipped:
     """The clipped sum over one physical batch.
@@ -373,8 +369,9 @@ def _linear(module: nn.Linear, name: str, a: Tensor, g: Tensor, packed: Packing 
     if name != "weight":
         return Behind(product.apart(), _slope(module, name), module.get_parameter(name).shape)
     if packed:
-        # A row's Gram matrices cost W^2 (in + out); one narrow side costs a pass over the other for each of its values.
-        return Each(product.outer()) if min(module.in_features, module.out_features) <= NARROW else product
+        narrow = min(module.in_features, module.out_features)
+        # Gram matrices of R rows cost R W^2 (in + out); forming the gradients, with S examples to a row, R W S in out.
+        return Each(packed.products(g, a)) if narrow * packed.asking.shape[1] <= 2 * a.shape[1] else product
     # The Gram matrices cost T^2 (in + out), forming the gradient T in out.
     wide = module.in_features * module.out_features > a.shape[1] * (module.in_features + module.out_features)
     return product if wide else Each(product.each())

@@ -80,12 +80,6 @@ class Product:
         rows = self.apart()
         return torch.einsum("bto,bti->boi", rows.g, rows.a)
 
-    def outer(self) -> Tensor:
-        """As `each`, by one pass over the wide side for each value of the narrow one; needs no row for each example."""
-        if self.g.shape[-1] < self.a.shape[-1]:
-            return torch.stack([_total(self.g[..., [i]] * self.a, self.packing) for i in range(self.g.shape[-1])], 1)
-        return torch.stack([_total(self.g * self.a[..., [i]], self.packing) for i in range(self.a.shape[-1])], 2)
-
     def only(self, mask: Tensor) -> Masked:
         rows, columns = mask.nonzero(as_tuple=True)
         return Masked(_total(self.g[..., rows] * self.a[..., columns], self.packing), mask)

@@ -148,8 +148,10 @@ def printed_spreads(cell: Cell) -> list[Spread]:
     if found:
         return found
     task, positive = tasks.find(cell.task), POSITIVE.get(cell.task, 0.5)
-    size = cell.spec.dev or tasks.dev_size(cell.task)
-    return [prior(task.metric, cell.expect["score"].value, size, positive, private=cell.spec.privacy is not None)]
+    spec = None if cell.row.cited else cell.spec
+    size = (spec and spec.dev) or tasks.dev_size(cell.task)
+    private = spec is not None and spec.privacy is not None
+    return [prior(task.metric, cell.expect["score"].value, size, positive, private=private)]
 
 
 def _ours(records: Sequence[Record]) -> list[Spread]:
