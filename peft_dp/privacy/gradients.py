@@ -369,9 +369,10 @@ def _linear(module: nn.Linear, name: str, a: Tensor, g: Tensor, packed: Packing 
     if name != "weight":
         return Behind(product.apart(), _slope(module, name), module.get_parameter(name).shape)
     if packed:
-        narrow = min(module.in_features, module.out_features)
-        # Gram matrices of R rows cost R W^2 (in + out); forming the gradients, with S examples to a row, R W S in out.
-        return Each(packed.products(g, a)) if narrow * packed.asking.shape[1] <= 2 * a.shape[1] else product
+        # A row's Gram matrices cost W^2 (in + out); forming the gradients of its S examples W S in out, twice as fast.
+        forming = packed.asking.shape[1] * module.in_features * module.out_features
+        few = forming <= 2 * a.shape[1] * (module.in_features + module.out_features)
+        return Each(packed.products(g, a)) if few else product
     # The Gram matrices cost T^2 (in + out), forming the gradient T in out.
     wide = module.in_features * module.out_features > a.shape[1] * (module.in_features + module.out_features)
     return product if wide else Each(product.each())

@@ -307,7 +307,7 @@ JOBS: dict[str, Callable[..., jobs.Job]] = {
     "gradual": lambda *args, **fields: made(*args, "gradual", **fields),
     "random_mask": lambda *args, **fields: made(*args, "random_mask", **fields),
     "slash": lambda *args, **fields: made(*args, "slash", **fields),
-    "short": lambda *args, **fields: made(*args, "full", length=7, **fields),
+    "short": lambda *args, **fields: made(*args, "full", length=4, **fields),
     "hostile": lambda *args, **fields: hostile(made(*args, "full", **fields)),
 }
 
