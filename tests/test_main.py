@@ -423,6 +423,15 @@ def test_run(
     assert json.loads(record.read_text())["spec"]["seed"] == 3
 
 
+def test_run_on_another_task(tables: Path, here: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """A row on a task not its own is trained and marked as such; its expectation, though wrong there, is not held."""
+    code = main(["run", "made/up/wrong/sentiment", "--task", "inference", "--backbone", "bert", *here])
+    printed = capsys.readouterr().out
+
+    assert code == 0
+    assert "made/up/wrong/sentiment with task inference for sentiment: not the row's own, so nothing" in printed
+
+
 def test_run_without_backbone(tables: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A thing that this machine lacks is exit code 3, and its name."""
     code = main(
