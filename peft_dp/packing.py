@@ -3,8 +3,7 @@
 Short sentences waste a machine even without padding, for attention then is very many
 tiny products. So the sentences of a batch are laid end to end in rows of one width:
 positions start anew with each, a mask keeps attention within it, and
-what each gives is what it gives alone. On a CPU that is 1.2 times as fast as rows
-of one sentence at float32 and 2 times at bfloat16, see `docs/performance.md`.
+what each gives is what it gives alone. See `docs/performance.md`.
 """
 
 from __future__ import annotations
@@ -75,8 +74,7 @@ class Packing:
 
     def mean(self, values: Tensor) -> Tensor:
         """Mean over the tokens of each example [B, d] of values [R, W, d]."""
-        sums = values.new_zeros(len(self.starts) + 1, *values.shape[2:])
-        return sums.index_add(0, self.owner.flatten(), values.flatten(0, 1))[:-1] / self.lengths[:, None]
+        return self.total(values) / self.lengths[:, None]
 
     def spread(self, values: Tensor) -> Tensor:
         """Values [B, ...] at each token of their example [R, W, ...]; at a place without a token, anything finite."""

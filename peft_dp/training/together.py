@@ -36,9 +36,8 @@ def possible(job: Job) -> bool:
     phases, steps or masks of its own, or layers are frozen, whose outputs each seed computes once; not where
     an example cannot share rows.
     """
-    own = (
-        any(hasattr(job.method, hook) for hook in ("phases", "begin_step", "penalty", "release")) or job.backbone.masks
-    )
+    hooks = ("phases", "begin_step", "penalty", "release")
+    own = job.backbone.masks or any(hasattr(job.method, hook) for hook in hooks)
     few = job.backbone.count() <= SHARE * sum(p.numel() for p in job.backbone.model.parameters())
     reuses = job.spec.reuse and frozen(job.backbone) > 0
     return not (job.plan.private or job.spec.dropout or own or reuses) and few and job.packed
