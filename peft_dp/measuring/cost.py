@@ -9,6 +9,7 @@ the run's largest physical batch.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 
@@ -36,6 +37,7 @@ def step_bytes(job: Job) -> int:
 
 def peak_bytes(step: Callable[[], None], device: str) -> int:
     """Peak bytes that a step allocates beyond what was held before it."""
+    gc.collect()  # else what earlier runs left behind may be freed now and count against the step
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         held = torch.cuda.memory_allocated()
