@@ -185,9 +185,8 @@ def check_claim(request: pytest.FixtureRequest, records_of: Callable[[Cell], lis
     """Asserts that a claim holds of the records of its cells."""
 
     def check(claim: Claim) -> None:
-        sides = [cell for side in (claim.left, claim.right) for cell in claim.cells(side)]
         try:
-            runs = {cell.id: records_of(cell) for cell in sides if not cell.row.cited}
+            runs = {cell.id: records_of(cell) for side in claim.sides for cell in side if not cell.row.cited}
         except Missing as missing:
             needs = f"claim {claim.paper}/{claim.id}: {missing}"
             (pytest.fail if request.config.option.peft_strict else pytest.skip)(needs)

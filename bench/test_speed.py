@@ -46,8 +46,8 @@ def privacy_table(at_end):
     headers += [f"{name}\n{what}" for name in ("private", *OPACUS) for what in ("time", "(range)", "memory")]
     note = (
         f"A step of {BATCH} sentences on MiniLM; s/step and peak MB (weights and step) are those of the ordinary step, "
-        "the others\nratios to it, by this project and by Opacus's hooks and ghost clipping on the same physical "
-        f"batches: median and range of\n{REPEATS} interleaved repeats. - where Opacus cannot run the method."
+        "the others\nratios to it, by this project and by Opacus's hooks and ghost clipping, which have a row for "
+        f"each sentence: median and range of\n{REPEATS} interleaved repeats. - where Opacus cannot run the method."
     )
     yield from table(at_end, headers, note)
 

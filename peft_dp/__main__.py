@@ -137,7 +137,7 @@ def _cited_line(cell: Cell) -> dict[str, Any]:
 
 
 def _claim_line(claim: Claim) -> dict[str, Any]:
-    needs = NEEDS[_sides(claim)[0].table.budget] if _runs(claim) else "nothing"
+    needs = NEEDS[claim.sides[0][0].table.budget] if _runs(claim) else "nothing"
     return _entry(_claim_id(claim), "claims", claim.says, claim.differs, needs)
 
 
@@ -157,13 +157,9 @@ def _claim_id(claim: Claim) -> str:
     return f"{claim.paper}/claims/{claim.id}"
 
 
-def _sides(claim: Claim) -> list[Cell]:
-    return [*claim.cells(claim.left), *claim.cells(claim.right)]
-
-
 def _runs(claim: Claim) -> bool:
     """Whether runs of ours are held against it."""
-    return not claim.differs and any(not cell.row.cited for cell in _sides(claim))
+    return not claim.differs and any(not cell.row.cited for side in claim.sides for cell in side)
 
 
 def show(options: argparse.Namespace) -> int:
@@ -244,18 +240,14 @@ def _printed(cell: Cell) -> Lines:
 def _bands(cell: Cell) -> Lines:
     """The band that runs of ours are judged by: of one run, and of as many as the table asks for."""
     from peft_dp.records import Record
-    from peft_dp.reporting.compare import compare, printed_spreads
-    from peft_dp.reporting.tolerance import POWER, Spread, pooled
+    from peft_dp.reporting.compare import compare, printed_spread
+    from peft_dp.reporting.tolerance import POWER
 
     # Only the widths are shown, and these do not depend on what a run gives.
     values = {"score": 0.0} | {name: expect.value for name, expect in cell.expect.items()}
     rest: dict[str, Any] = {"ledger": None, "trail": [], "cost": {}, "sources": {}, "environment": {}}
     expect = cell.expect.get("score")
-    spread = None
-    if expect and expect.asserted:
-        spread = pooled(printed_spreads(cell))
-        if expect.std and expect.runs > 1 and (own := Spread(expect.std, expect.runs - 1)).collapsed(spread):
-            spread = own
+    spread = printed_spread(cell) if expect and expect.asserted else None
     found: Lines = []
     for runs in sorted({1, cell.table.seeds}):
         records = [Record(key="", spec=spec, values=values, **rest) for spec in cell.specs(runs)]

@@ -221,11 +221,17 @@ class Claim:
         if side is None:
             return []
         name = f"{self.paper}/{self.table}"
-        known = {(cell.row.id, cell.task): cell for cited in (False, True) for cell in cells(name, cited=cited)}
+        table = _table(name)
+        row = next((row for row in table.rows if row.id == side), None)
         for task in self.tasks:
-            if (side, task) not in known:
+            if row is None or task not in row.cells:
                 raise ValueError(f"claim {self.paper}/{self.id}: {name} has no cell {side}/{task}")
-        return [known[side, task] for task in self.tasks]
+        return [Cell(table=table, row=row, task=task) for task in self.tasks if row]
+
+    @property
+    def sides(self) -> tuple[list[Cell], list[Cell]]:
+        """The cells left and right."""
+        return self.cells(self.left), self.cells(self.right)
 
     def pairs(self, left: Sequence[float], right: Sequence[float]) -> list[tuple[float, float]]:
         """What stands left and right of the relation: one pair a task, or one of means."""
@@ -237,7 +243,7 @@ class Claim:
 
     def printed(self) -> list[tuple[float, float]] | None:
         """The pairs of the paper's own numbers; None where it prints none."""
-        sides = [[cell.expect.get(self.quantity) for cell in self.cells(side)] for side in (self.left, self.right)]
+        sides = [[cell.expect.get(self.quantity) for cell in side] for side in self.sides]
         if not all(expect for side in sides for expect in side):
             return None
         return self.pairs(*([expect.value for expect in side if expect] for side in sides))
@@ -427,10 +433,8 @@ def claims(paper: str | None = None, *, printed: bool | None = None) -> list[Cla
         _unique(path, [claim.id for claim in held.claims])
         for claim in held.claims:
             made = replace(claim, paper=path.parent.name)
-            for side in (claim.left, claim.right):
-                if side is not None:
-                    made.cells(side)
-            if printed is None or (made.printed() is not None if printed else not made.differs):
+            numbers = made.printed()  # which finds its cells, or says which is missing
+            if printed is None or (numbers is not None if printed else not made.differs):
                 found.append(made)
     return found
 

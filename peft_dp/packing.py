@@ -47,13 +47,14 @@ class Packing:
         return self.owner[:, :, None] == self.owner[:, None, :]
 
     @cached_property
-    def asked(self) -> Tensor:
-        """Whether a place of a row holds a token of the example in a slot [R, S, W]; all places for an empty slot.
+    def mine(self) -> Tensor:
+        """Whether a place of a row holds a token of the example in a slot [R, S, W]."""
+        return self.asking[:, :, None] == self.owner[:, None, :]
 
-        All, since attention to none has no finite value.
-        """
-        asking = self.asking[:, :, None]
-        return (asking == self.owner[:, None, :]) | (asking == len(self.starts))
+    @cached_property
+    def asked(self) -> Tensor:
+        """As `mine`, and all places for an empty slot, since attention to none has no finite value."""
+        return self.mine | (self.asking[:, :, None] == len(self.starts))
 
     def holds(self, values: Tensor) -> bool:
         """Whether values are of tokens, [R, W, ...] with at least one axis more."""
@@ -68,8 +69,7 @@ class Packing:
         """Sum over each example's tokens of left right^T [B, m, n], of values [R, W, m] and [R, W, n]."""
         if left.shape[2] > right.shape[2]:
             return self.products(right, left).mT
-        mine = self.asking[:, :, None] == self.owner[:, None, :]  # [R, S, W]
-        each = (left[:, None] * mine[..., None]).mT.flatten(1, 2)  # [R, S m, W]
+        each = (left[:, None] * self.mine[..., None]).mT.flatten(1, 2)  # [R, S m, W]
         return (each @ right).view(-1, left.shape[2], right.shape[2]).index_select(0, self.slots)
 
     def mean(self, values: Tensor) -> Tensor:

@@ -123,9 +123,7 @@ def _printed(name: str, expect: Expect, ours: float) -> Finding:
 
 def _score(cell: Cell, expect: Expect, records: Sequence[Record]) -> Finding:
     """A printed score: the paper's spread over seeds and ours, or what stands for it, give the band."""
-    spread = pooled([*printed_spreads(cell), *_ours(records)])
-    if expect.std and expect.runs > 1 and (own := Spread(expect.std, expect.runs - 1)).collapsed(spread):
-        spread = own  # what spreads more than its table is not held to it
+    spread = printed_spread(cell, records)
     best = best_of(expect.best_of) * spread.value if expect.best_of > 1 else 0.0
     widths = (spread.half_width(expect.runs, len(records), chance) for chance in (AMBER, RED))
     unusual, allowed = (width + _step(cell) / 2 for width in widths)
@@ -138,6 +136,14 @@ def _score(cell: Cell, expect: Expect, records: Sequence[Record]) -> Finding:
     )
 
 
+def printed_spread(cell: Cell, records: Sequence[Record] = ()) -> Spread:
+    """The spread that a printed score is held to: that of its table's rows and of our runs; its own if far more."""
+    expect, spread = cell.expect["score"], pooled([*printed_spreads(cell), *_ours(records)])
+    if expect.std and expect.runs > 1 and (own := Spread(expect.std, expect.runs - 1)).collapsed(spread):
+        return own
+    return spread
+
+
 def printed_spreads(cell: Cell) -> list[Spread]:
     """The spreads that the cell's table prints for its task; where there is none, what stands for one."""
     found = [
@@ -145,13 +151,15 @@ def printed_spreads(cell: Cell) -> list[Spread]:
         for row in cell.table.rows
         if (expect := row.cells.get(cell.task, {}).get("score")) and expect.std and expect.runs > 1
     ]
-    if found:
-        return found
-    task, positive = tasks.find(cell.task), POSITIVE.get(cell.task, 0.5)
+    return found or [_prior(cell, cell.expect["score"].value)]
+
+
+def _prior(cell: Cell, score: float) -> Spread:
+    """What stands for the spread of a cell where none is printed."""
     spec = None if cell.row.cited else cell.spec
     size = (spec and spec.dev) or tasks.dev_size(cell.task)
     private = spec is not None and spec.privacy is not None
-    return [prior(task.metric, cell.expect["score"].value, size, positive, private=private)]
+    return prior(tasks.find(cell.task).metric, score, size, POSITIVE.get(cell.task, 0.5), private=private)
 
 
 def _ours(records: Sequence[Record]) -> list[Spread]:
@@ -202,15 +210,15 @@ def judge(claim: Claim, runs: Mapping[str, Sequence[Record]]) -> Finding:
         claim: The claim.
         runs: Id of each of its cells that can run -> records; a cited one stands with its printed number.
     """
-    sides = [[_value(cell, claim.quantity, runs) for cell in claim.cells(side)] for side in (claim.left, claim.right)]
+    pairs = claim.pairs(*([_value(cell, claim.quantity, runs) for cell in side] for side in claim.sides))
     sign = 1.0 if claim.relation in (">", ">=") else -1.0
-    gaps = [sign * (right - left) for left, right in claim.pairs(*sides)]
+    gaps = [sign * (right - left) for left, right in pairs]
     worst = max(range(len(gaps)), key=gaps.__getitem__)
     allowed = _slack(claim, worst, runs) if claim.quantity == "score" else 0.0
     return Finding(
         quantity=f"{claim.quantity} short of the claim",
         expected=0.0,
-        ours=max(gaps[worst], 0.0 if claim.holds(claim.pairs(*sides)) else 5e-324),
+        ours=max(gaps[worst], 0.0 if claim.holds(pairs) else 5e-324),
         allowed=allowed,
         unusual=0.0,
     )
@@ -225,23 +233,18 @@ def _value(cell: Cell, quantity: str, runs: Mapping[str, Sequence[Record]]) -> f
 def _slack(claim: Claim, pair: int, runs: Mapping[str, Sequence[Record]]) -> float:
     """What chance explains of a pair's difference."""
     square, freedom = 0.0, 10**6
-    for side, factor in ((claim.left, 1.0), (claim.right, claim.times)):
-        cells = claim.cells(side)
+    for cells, factor in zip(claim.sides, (1.0, claim.times), strict=True):
         weight = factor / len(cells) if claim.over == "mean" and cells else factor
         for cell in cells if claim.over == "mean" else cells[pair : pair + 1]:
             theirs = cell.recorded.get(cell.row.id, {}).get(cell.task)
             records = [] if cell.row.cited else _ours(runs[cell.id])
             printed = printed_spreads(cell) if "score" in cell.expect else []
-            spread = _spread(cell, theirs) if theirs else pooled([*printed, *records] or [_unknown(cell, runs)])
+            spread = (
+                _spread(cell, theirs)
+                if theirs
+                else pooled([*printed, *records] or [_prior(cell, _value(cell, "score", runs))])
+            )
             number = cell.expect["score"].runs if cell.row.cited else len(runs[cell.id])
             square += (weight * spread.value) ** 2 / number
             freedom = min(freedom, spread.freedom)
     return Spread(sqrt(square), freedom).half_width(1, 10**9, 2 * RED)
-
-
-def _unknown(cell: Cell, runs: Mapping[str, Sequence[Record]]) -> Spread:
-    """Where nothing is printed, what stands for a spread at our score."""
-    score = fmean(record.values["score"] for record in runs[cell.id])
-    size = cell.spec.dev or tasks.dev_size(cell.task)
-    positive, private = POSITIVE.get(cell.task, 0.5), cell.spec.privacy is not None
-    return prior(tasks.find(cell.task).metric, score, size, positive, private=private)

@@ -20,6 +20,7 @@ from torch.nn import functional
 from peft_dp import packing, rng
 from peft_dp.job import Job
 from peft_dp.privacy import sampling
+from peft_dp.privacy.gradients import zeros
 from peft_dp.training.batching import Batch
 from peft_dp.training.loop import Phase, Tally, Trained, finite, progress_bar
 from peft_dp.training.reuse import frozen
@@ -88,7 +89,7 @@ def _means(
 ) -> list[dict[str, Tensor]]:
     """Each seed's mean gradient over its batch."""
     trained = [job.backbone.trained() for job in jobs]
-    sums = [{name: torch.zeros_like(p) for name, p in named.items()} for named in trained]
+    sums = [zeros(job.backbone.model) for job in jobs]
     for cuts in zip_longest(*(job.cut(job.train, b) for job, b in zip(jobs, drawn, strict=True)), fillvalue=[]):
         sizes = [len(cut) for cut in cuts]
         batch = jobs[0].train.packed([i for cut in cuts for i in cut], jobs[0].device)

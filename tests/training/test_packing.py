@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from peft_dp import Places, Spec, packing
-from peft_dp.job import Job, build, gather
+from peft_dp import packing
+from peft_dp.job import Job
 from peft_dp.training.batching import TOKENS, Encoded
 
 READOUTS: dict[str, dict[str, Any]] = {
@@ -22,19 +22,6 @@ READOUTS: dict[str, dict[str, Any]] = {
     "tokens": {"task": "entities", "readout": "tokens"},
     "stock tokens": {"task": "entities", "readout": "tokens", "head": "stock"},
 }
-
-
-@pytest.fixture
-def job(spec: Callable[..., Spec], places: Places) -> Callable[..., Job]:
-    """Builds a job in float64 without dropout; arguments replace the spec's fields."""
-
-    def make(**fields: Any) -> Job:
-        made = spec(**({"dropout": False} | fields))
-        found = build(made, gather(made, places))
-        found.backbone.model.double().train()
-        return found
-
-    return make
 
 
 def sentences(count: int, seed: int = 0) -> Encoded:

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from peft_dp import Places, Spec, registry
-from peft_dp.job import Job, build, gather
+from peft_dp import Spec, registry
+from peft_dp.job import Job
 from peft_dp.spec import Privacy
 from peft_dp.training import reuse
 from peft_dp.training.loop import fit
@@ -21,19 +21,6 @@ from peft_dp.training.loop import fit
 Make = Callable[..., Spec]
 METHODS = registry.names("methods")
 PRIVACY = Privacy(epsilon=8.0, delta=1e-3, accountant="rdp")
-
-
-@pytest.fixture
-def job(spec: Make, places: Places) -> Callable[..., Job]:
-    """Builds a job in float64 without dropout; arguments replace the spec's fields."""
-
-    def make(**fields: Any) -> Job:
-        made = spec(**({"dropout": False} | fields))
-        found = build(made, gather(made, places))
-        found.backbone.model.double()
-        return found
-
-    return make
 
 
 def trained(job: Job) -> dict[str, Tensor]:

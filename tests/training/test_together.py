@@ -10,26 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from peft_dp import Places, Spec, registry
-from peft_dp.job import Job, build, gather
+from peft_dp import registry
+from peft_dp.job import Job
 from peft_dp.spec import Optimiser, Privacy
 from peft_dp.training import loop, together
 
 METHODS = registry.names("methods")
 TOGETHER = ("adapter", "bitfit", "lora", "slash", "spafit")
-
-
-@pytest.fixture
-def job(spec: Callable[..., Spec], places: Places) -> Callable[..., Job]:
-    """Builds a job in float64 without dropout; arguments replace the spec's fields."""
-
-    def make(**fields: Any) -> Job:
-        made = spec(**({"dropout": False} | fields))
-        found = build(made, gather(made, places))
-        found.backbone.model.double()
-        return found
-
-    return make
 
 
 FIELDS: dict[str, dict[str, Any]] = {
