@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, field
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,10 @@ class Record:
         values: Quantity -> value, as rows ask for them.
         ledger: What the run spent of its privacy, from what was run; None without privacy.
         trail: One entry an epoch.
+        moved: Term of biases or scales -> mean absolute change in each layer, lowest first; where any moved.
         cost: Seconds per epoch, examples and tokens per second, peak bytes.
         sources: Hashes of data, weights and code.
-        environment: Machine and versions.
+        environment: Machine, versions, and when it was made.
     """
 
     key: str
@@ -37,6 +38,7 @@ class Record:
     values: dict[str, float]
     ledger: dict[str, Any] | None
     trail: list[Epoch]
+    moved: dict[str, list[float]] = field(default_factory=dict)
     cost: dict[str, float]
     sources: dict[str, str]
     environment: dict[str, Any]
@@ -44,7 +46,13 @@ class Record:
     def result(self) -> dict[str, Any]:
         """All that must repeat bit for bit on one machine: everything but time, memory and environment."""
         trail = [{name: value for name, value in asdict(epoch).items() if name != "seconds"} for epoch in self.trail]
-        return {"key": self.key, "values": self.values, "ledger": self.ledger, "trail": trail}
+        return {
+            "key": self.key,
+            "values": self.values,
+            "ledger": self.ledger,
+            "trail": trail,
+            "moved": self.moved,
+        }
 
 
 _ADAPTER = TypeAdapter(Record)

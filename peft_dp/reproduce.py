@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from statistics import median
 from typing import Any, TextIO
 
 from peft_dp.job import Job, Sources, build, code_sha256, gather
-from peft_dp.measuring import after, before, cost
+from peft_dp.measuring import after, before, cost, moved
 from peft_dp.measuring.environment import environment, versions
 from peft_dp.places import Places
 from peft_dp.privacy import plan
@@ -80,18 +81,19 @@ def reproduce(wanted: Sequence[Wanted], progress: TextIO | None) -> Iterator[Rec
     if len(wanted) > 1 and together.possible(jobs[0]):
         jobs += [together.sharing(jobs[0], build(one.spec, one.sources)) for one in wanted[1:]]
         held = [_before(job) for job in jobs]
+        vectors = [moved.vectors(job.backbone) for job in jobs]
         try:
             every = together.fit(jobs, progress)
         except FloatingPointError:
             jobs = []  # one seed can spoil the others' rows: alone each shows what is its own
         else:
-            for one, job, values, trained in zip(wanted, jobs, held, every, strict=True):
-                yield _record(one, job, values, trained, len(jobs))
+            for one, job, values, start, trained in zip(wanted, jobs, held, vectors, every, strict=True):
+                yield _record(one, job, values, start, trained, len(jobs))
             return
     for one in wanted:
         job = jobs.pop() if jobs else build(one.spec, one.sources)
-        values = _before(job)
-        yield _record(one, job, values, fit(job, progress), 1)
+        values, start = _before(job), moved.vectors(job.backbone)
+        yield _record(one, job, values, start, fit(job, progress), 1)
 
 
 def _before(job: Job) -> dict[str, float]:
@@ -100,7 +102,9 @@ def _before(job: Job) -> dict[str, float]:
     return values | {"step_bytes": cost.step_bytes(job)}
 
 
-def _record(one: Wanted, job: Job, values: dict[str, float], trained: Trained, seeds: int) -> Record:
+def _record(
+    one: Wanted, job: Job, values: dict[str, float], start: moved.Vectors, trained: Trained, seeds: int
+) -> Record:
     """What a training gave, beside `seeds` - 1 others in the same batches."""
     step_bytes = values.pop("step_bytes")
     predicted = after.predictions(job)
@@ -111,9 +115,15 @@ def _record(one: Wanted, job: Job, values: dict[str, float], trained: Trained, s
         values=values,
         ledger=ledger(job, trained) if job.plan.private else None,
         trail=trained.epochs,
+        moved=moved.moved(start, job.backbone),
         cost=costs(trained) | {"peak_bytes": cost.weight_bytes(job) + trained.optimiser_bytes + step_bytes},
         sources=one.hashes,
-        environment=environment() | {"device": one.sources.device, "seeds_together": seeds},
+        environment=environment()
+        | {
+            "device": one.sources.device,
+            "seeds_together": seeds,
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        },
     )
 
 

@@ -36,7 +36,7 @@ ORDER = (
     ("training.loop",),
     ("training.together",),
     ("privacy.audit",),
-    ("measuring", "measuring.before", "measuring.after", "measuring.cost", "measuring.environment"),
+    ("measuring", "measuring.before", "measuring.after", "measuring.cost", "measuring.environment", "measuring.moved"),
     ("records",),
     ("reproduce",),
     ("reporting",),

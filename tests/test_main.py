@@ -504,7 +504,7 @@ def test_bless(
     tree: Callable[[bool | None], None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """`bless` writes the score of every seed of every cell, and what made it; the table then reads it."""
+    """`bless` writes the score of every seed of every cell, seeds that tests do not take, and what made it."""
     tree(False)
     code = main(["bless", "made/up", *here])
     (written,) = json.loads((tables / "made" / "up.recorded.json").read_text())["blessings"]
@@ -512,7 +512,7 @@ def test_bless(
 
     assert code == 0
     assert {"right", "wrong"} == set(written["scores"])
-    assert ["0", "1", "2", "3", "4"] == list(written["scores"]["right"]["sentiment"])
+    assert ["5", "6", "7", "8", "9"] == list(written["scores"]["right"]["sentiment"])
     assert written["provenance"]["revision"] == "0" * 40
     assert {"date", "code", "versions", "cpu", "threads"} <= set(written["provenance"])
     # One run under two names.
