@@ -5,22 +5,37 @@ so beyond that of 5 % (amber). The spread is pooled over the rows of the same ta
 recorded row that spreads more keeps its own. Half a step of the score's resolution is added.
 
 Why not "within one standard deviation": that fails a correct run every fourth time.
+
+Not shown to differ is not yet equal. A score is reproduced where it is proved to lie so near (two one-sided tests
+at 5 %) that another sample of dev examples would move it as far; else it is undecided, and more seeds decide it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import inf, sqrt
 from statistics import fmean, variance
 from typing import Literal
 
 from peft_dp import tasks
 from peft_dp.expected import Cell, Claim, Expect
 from peft_dp.records import Record
-from peft_dp.reporting.tolerance import AMBER, POSITIVE, RED, Spread, best_of, of_runs, pooled, prior
+from peft_dp.reporting.tolerance import (
+    AMBER,
+    POSITIVE,
+    POWER,
+    RED,
+    Spread,
+    best_of,
+    of_runs,
+    pooled,
+    prior,
+    resolution,
+)
 
-Status = Literal["agrees", "amber", "differs", "known difference", "not run"]
+Status = Literal["reproduced", "undecided", "amber", "differs", "known difference", "not run"]
+MARKS = {"reproduced": "ok   ", "undecided": "ok ? ", "amber": "amber", "differs": "OFF  "}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +49,10 @@ class Finding:
         allowed: Largest difference that is no failure.
         unusual: Smallest difference worth a word.
         at_least: Whether only falling short counts.
+        at_most: Whether only exceeding counts.
+        unsure: How far the true difference may lie beyond the one seen, one-sided at 5 %.
+        margin: Difference within which the two count as equal.
+        band: How `allowed` came about, and what it can see.
     """
 
     quantity: str
@@ -42,19 +61,27 @@ class Finding:
     allowed: float
     unusual: float
     at_least: bool = False
+    at_most: bool = False
+    unsure: float = 0.0
+    margin: float = inf
+    band: str = ""
 
     @property
     def status(self) -> Status:
         """Where our number lies."""
-        gap = self.expected - self.ours if self.at_least else abs(self.ours - self.expected)
-        # In this order a gap that is not a number differs.
-        return "agrees" if gap <= self.unusual else "amber" if gap <= self.allowed else "differs"
+        over = self.ours - self.expected
+        gap = -over if self.at_least else over if self.at_most else abs(over)
+        if not gap <= self.allowed:  # so that a gap that is not a number differs
+            return "differs"
+        if gap > self.unusual:
+            return "amber"
+        return "reproduced" if gap + self.unsure <= self.margin else "undecided"
 
     def __str__(self) -> str:
-        mark = {"agrees": "ok   ", "amber": "amber", "differs": "OFF  "}[self.status]
+        bound = "at least " * self.at_least + "at most " * self.at_most
         return (
-            f"{mark} {self.quantity}: expected {'at least ' * self.at_least}{self.expected:.6g}, ours {self.ours:.6g}, "
-            f"gap {self.ours - self.expected:+.3g}, allowed {self.allowed:.3g}"
+            f"{MARKS[self.status]} {self.quantity}: expected {bound}{self.expected:.6g}, ours {self.ours:.6g}, "
+            f"gap {self.ours - self.expected:+.3g}, allowed {self.allowed:.3g}" + f" ({self.band})" * bool(self.band)
         )
 
 
@@ -82,7 +109,7 @@ class Verdict:
         found = {finding.status for finding in self.findings}
         if "differs" in found:
             return "known difference" if self.cell.row.differs else "differs"
-        return "amber" if "amber" in found else "agrees"
+        return next((status for status in ("amber", "undecided") if status in found), "reproduced")
 
     def __str__(self) -> str:
         """Every number, and the command that runs the cell again."""
@@ -103,8 +130,7 @@ def compare(cell: Cell, records: Sequence[Record]) -> Verdict:
         for name, expect in cell.expect.items()
         if expect.asserted
     ]
-    if recorded := _recorded(cell, records):
-        findings.append(recorded)
+    findings += [*_recorded(cell, records), *_alarm(cell, records)]
     if not findings and not cell.expect:
         raise ValueError(f"{cell.id} has no expectation: print one in its table or record one with `peft-dp bless`")
     return Verdict(cell=cell, records=records, findings=findings, reason=cell.row.differs)
@@ -125,14 +151,25 @@ def _score(cell: Cell, expect: Expect, records: Sequence[Record]) -> Finding:
     """A printed score: the paper's spread over seeds and ours, or what stands for it, give the band."""
     spread = printed_spread(cell, records)
     best = best_of(expect.best_of) * spread.value if expect.best_of > 1 else 0.0
-    widths = (spread.half_width(expect.runs, len(records), chance) for chance in (AMBER, RED))
-    unusual, allowed = (width + _step(cell) / 2 for width in widths)
+    return _within(cell, expect.value - best, expect.runs, spread, _step(cell) / 2, records)
+
+
+def _within(
+    cell: Cell, expected: float, runs: int, spread: Spread, rounding: float, records: Sequence[Record]
+) -> Finding:
+    """Our mean score beside that of `runs` others, whose spread over seeds this is."""
+    ours = len(records)
+    found = spread.detectable(runs, ours)
     return Finding(
         quantity="score",
-        expected=expect.value - best,
+        expected=expected,
         ours=fmean(record.values["score"] for record in records),
-        allowed=allowed,
-        unusual=unusual,
+        allowed=spread.half_width(runs, ours, RED) + rounding,
+        unusual=spread.half_width(runs, ours, AMBER) + rounding,
+        unsure=spread.half_width(runs, ours, 2 * AMBER),
+        margin=resolution(*_scored(cell, expected)),
+        band=f"spread {spread.value:.2f} over seeds, {spread.freedom} degrees of freedom, {runs} runs there and {ours} "
+        f"here, rounding {rounding:.2g}; a loss of {found:.2f} is seen with power {POWER:.0%}",
     )
 
 
@@ -156,10 +193,14 @@ def printed_spreads(cell: Cell) -> list[Spread]:
 
 def _prior(cell: Cell, score: float) -> Spread:
     """What stands for the spread of a cell where none is printed."""
-    spec = None if cell.row.cited else cell.spec
-    size = (spec and spec.dev) or tasks.dev_size(cell.task)
-    private = spec is not None and spec.privacy is not None
-    return prior(tasks.find(cell.task).metric, score, size, POSITIVE.get(cell.task, 0.5), private=private)
+    private = not cell.row.cited and cell.spec.privacy is not None
+    return prior(*_scored(cell, score), private=private)
+
+
+def _scored(cell: Cell, score: float) -> tuple[str, float, int, float]:
+    """The metric, a score, the number of dev examples, and their share of class 1."""
+    size = (not cell.row.cited and cell.spec.dev) or tasks.dev_size(cell.task)
+    return tasks.find(cell.task).metric, score, size, POSITIVE.get(cell.task, 0.5)
 
 
 def _ours(records: Sequence[Record]) -> list[Spread]:
@@ -173,19 +214,28 @@ def _step(cell: Cell) -> float:
     return 10.0 ** -max(len(f"{expect.value:.10g}".partition(".")[2]) for expect in columns if expect)
 
 
-def _recorded(cell: Cell, records: Sequence[Record]) -> Finding | None:
+def _recorded(cell: Cell, records: Sequence[Record]) -> list[Finding]:
     theirs = cell.recorded.get(cell.row.id, {}).get(cell.task)
     if not theirs:
-        return None
-    spread = _spread(cell, theirs)
+        return []
     rounding = 50 / cell.spec.dev if cell.spec.dev else 0.05
-    return Finding(
-        quantity="score",
-        expected=fmean(theirs),
-        ours=fmean(record.values["score"] for record in records),
-        allowed=spread.half_width(len(theirs), len(records), RED) + rounding,
-        unusual=spread.half_width(len(theirs), len(records), AMBER) + rounding,
-    )
+    return [_within(cell, fmean(theirs), len(theirs), _spread(cell, theirs), rounding, records)]
+
+
+def _alarm(cell: Cell, records: Sequence[Record]) -> list[Finding]:
+    """Our spread, where it is larger than that of the others by more than chance explains: a run may have collapsed."""
+    theirs = cell.recorded.get(cell.row.id, {}).get(cell.task)
+    if theirs:
+        rest = _spread(cell, theirs)
+    elif "score" in cell.expect:
+        rest = printed_spread(cell)
+    else:
+        return []
+    return [
+        Finding(quantity="spread", expected=rest.value, ours=own.value, allowed=inf, unusual=0.0, at_most=True)
+        for own in _ours(records)
+        if own.collapsed(rest)
+    ]
 
 
 def _spread(cell: Cell, theirs: Sequence[float]) -> Spread:

@@ -1,0 +1,61 @@
+"""A folder of records as verdicts: what a session prints, without running anything."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from peft_dp import expected
+from peft_dp.records import Record, read
+from peft_dp.reporting.compare import Verdict, compare
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gathered:
+    """What a folder of records holds.
+
+    Attributes:
+        folder: The folder.
+        verdicts: One a cell that has records, in the order of the tables; a seed that ran more than once counts once,
+            as it ran last.
+        others: Records of what is no cell: rows on another backbone or task, or of tables since changed.
+        damaged: Files that are no records, each with what is wrong.
+    """
+
+    folder: Path
+    verdicts: Sequence[Verdict]
+    others: Sequence[Record]
+    damaged: Sequence[str]
+
+
+def gather(folder: Path) -> Gathered:
+    """Reads every record under a folder and holds it against its cell.
+
+    Raises:
+        ValueError: There is no such folder, or no record in it.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder: give the one that a session named as its records")
+    records: list[Record] = []
+    damaged: list[str] = []
+    for path in sorted(folder.rglob("*.json")):
+        try:
+            records.append(read(path))
+        except ValueError as error:
+            damaged.append(str(error))
+    if not records:
+        whole = f", but {len(damaged)} damaged: {damaged[0]}" if damaged else ""
+        raise ValueError(f"{folder} holds no whole record{whole}")
+    runs: dict[str, dict[int, Record]] = defaultdict(dict)
+    for record in sorted(records, key=lambda record: str(record.environment.get("date", ""))):
+        runs[record.spec.seeded(0).digest][record.spec.seed] = record
+    verdicts = []
+    known = set()
+    for cell in expected.cells():
+        if of_cell := runs.get(cell.spec.seeded(0).digest):
+            known.add(cell.spec.seeded(0).digest)
+            verdicts.append(compare(cell, [of_cell[seed] for seed in sorted(of_cell)]))
+    others = [record for digest, seeds in runs.items() if digest not in known for record in seeds.values()]
+    return Gathered(folder=folder, verdicts=verdicts, others=others, damaged=damaged)
