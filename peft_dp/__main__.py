@@ -388,15 +388,19 @@ def bless(options: argparse.Namespace) -> int:
         raise ValueError(f"{changes}: commit them, so that the record can name what made it")
     places = Places(data=options.data, backbones=options.backbones, device=options.device)
     records = Records(options.records)
-    scores: expected.Scores = {}
+    scores: expected.Runs = {}
+    losses: expected.Runs = {}
     for cell in cells:
         specs = [cell.spec.seeded(FIRST_SEED + run) for run in range(options.seeds)]
         for record in runs(specs, places, records, _bar()):
-            score, seed = record.values["score"], record.spec.seed
+            score, loss, seed = record.values["score"], record.trail[-1].loss, record.spec.seed
             scores.setdefault(cell.row.id, {}).setdefault(cell.task, {})[str(seed)] = round(score, 4)
-            print(f"{cell.id} seed {seed}: {score:.2f}", flush=True)
+            if loss is None:
+                raise ValueError(f"{cell.id} seed {seed}: its training loss is not finite, so nothing was recorded")
+            losses.setdefault(cell.row.id, {}).setdefault(cell.task, {})[str(seed)] = round(loss, 4)
+            print(f"{cell.id} seed {seed}: score {score:.2f}, loss {loss:.3f}", flush=True)
     provenance = environment() | {"date": datetime.now(UTC).date().isoformat(), "code": code_sha256()}
-    blessing = expected.Blessing(provenance=provenance, scores=scores)
+    blessing = expected.Blessing(provenance=provenance, scores=scores, losses=losses)
     print(f"written: {expected.record(f'{paper}/{table}', blessing)}")
     return 0
 

@@ -266,8 +266,8 @@ class Claims:
     claims: list[Claim]
 
 
-Scores = dict[str, dict[str, dict[str, float]]]
-"""Row -> task -> seed -> score."""
+Runs = dict[str, dict[str, dict[str, float]]]
+"""Row -> task -> seed -> value."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -277,10 +277,12 @@ class Blessing:
     Attributes:
         provenance: Machine, versions, revision, date.
         scores: What was scored; each row stands in one blessing only.
+        losses: The training loss of the last epoch, of the same runs.
     """
 
     provenance: dict[str, Any]
-    scores: Scores
+    scores: Runs
+    losses: Runs = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -293,17 +295,17 @@ class Recorded:
 
     blessings: list[Blessing]
 
-    @property
-    def scores(self) -> Scores:
-        """The scores of all blessings."""
-        return {row: tasks for blessing in self.blessings for row, tasks in blessing.scores.items()}
+    def whole(self, quantity: Literal["scores", "losses"]) -> Runs:
+        """The scores or losses of all blessings."""
+        return {row: tasks for blessing in self.blessings for row, tasks in getattr(blessing, quantity).items()}
 
     def renewed(self, blessing: Blessing) -> Recorded:
         """The same with one more blessing, in place of what older ones say of its rows."""
-        kept = [
-            replace(old, scores={row: tasks for row, tasks in old.scores.items() if row not in blessing.scores})
-            for old in self.blessings
-        ]
+
+        def others(runs: Runs) -> Runs:
+            return {row: tasks for row, tasks in runs.items() if row not in blessing.scores}
+
+        kept = [replace(old, scores=others(old.scores), losses=others(old.losses)) for old in self.blessings]
         return Recorded(blessings=[*(old for old in kept if old.scores), blessing])
 
 
@@ -359,9 +361,17 @@ class Cell:
     @property
     def recorded(self) -> dict[str, dict[str, list[float]]]:
         """Row -> task -> recorded scores, of the cell's whole table; empty where nothing was recorded."""
+        return self._recorded("scores")
+
+    @property
+    def losses(self) -> dict[str, dict[str, list[float]]]:
+        """Row -> task -> recorded losses, likewise."""
+        return self._recorded("losses")
+
+    def _recorded(self, quantity: Literal["scores", "losses"]) -> dict[str, dict[str, list[float]]]:
         return {
-            row: {task: list(scores.values()) for task, scores in tasks.items()}
-            for row, tasks in recorded(f"{self.table.paper}/{self.table.table}").scores.items()
+            row: {task: list(seeds.values()) for task, seeds in tasks.items()}
+            for row, tasks in recorded(f"{self.table.paper}/{self.table.table}").whole(quantity).items()
         }
 
 

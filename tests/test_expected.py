@@ -125,7 +125,7 @@ class TestEveryTable:
 
     def test_can_fail(self, table: str) -> None:
         """A number is asserted of each cell or a claim is about it; what is to be recorded once it is recorded."""
-        scores = expected.recorded(table).scores
+        scores = expected.recorded(table).whole("scores")
         for cell in TABLES[table]:
             recorded = cell.table.paper == "embedded"
             asserted = any(expect.asserted for expect in cell.expect.values())
@@ -137,7 +137,7 @@ class TestEveryTable:
         """What was recorded is of cells of the table."""
         known = {(cell.row.id, cell.task) for cell in TABLES[table]}
 
-        assert {(row, task) for row, found in expected.recorded(table).scores.items() for task in found} <= known
+        assert {(row, task) for row, found in expected.recorded(table).whole("scores").items() for task in found} <= known
 
     def test_expects_what_is_measured(self, table: str) -> None:
         """Printed quantities are ones that a run gives, each with its reason and within the range it can have."""

@@ -529,9 +529,10 @@ def test_bless_one_row(tables: Path, here: list[str], tree: Callable[[bool | Non
     first, second = json.loads(path.read_text())["blessings"]
 
     assert code == 0
-    assert first == {"provenance": {"date": "before"}, "scores": {"wrong": old["wrong"]}}
-    assert list(second["scores"]) == ["right"]
-    assert len(second["scores"]["right"]["sentiment"]) == 5
+    assert first == {"provenance": {"date": "before"}, "scores": {"wrong": old["wrong"]}, "losses": {}}
+    for quantity in ("scores", "losses"):
+        assert list(second[quantity]) == ["right"]
+        assert len(second[quantity]["right"]["sentiment"]) == 5
 
 
 def test_bless_no_such_row(tables: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import inf, sqrt
+from math import inf, nan, sqrt
 from statistics import fmean, variance
 from typing import Literal
 
@@ -219,14 +219,26 @@ def _recorded(cell: Cell, records: Sequence[Record]) -> list[Finding]:
     if not theirs:
         return []
     rounding = 50 / cell.spec.dev if cell.spec.dev else 0.05
-    return [_within(cell, fmean(theirs), len(theirs), _spread(cell, theirs), rounding, records)]
+    spread = _spread(cell, cell.recorded, theirs)
+    return [_within(cell, fmean(theirs), len(theirs), spread, rounding, records), *_loss(cell, records)]
+
+
+def _loss(cell: Cell, records: Sequence[Record]) -> list[Finding]:
+    """The last epoch's training loss: of thousands of examples, so it sees a wrong method before the score does."""
+    theirs = cell.losses.get(cell.row.id, {}).get(cell.task)
+    if not theirs:
+        return []
+    spread = _spread(cell, cell.losses, theirs)
+    unusual, allowed = (spread.half_width(len(theirs), len(records), chance) for chance in (AMBER, RED))
+    ours = fmean(nan if (loss := record.trail[-1].loss) is None else loss for record in records)
+    return [Finding(quantity="loss", expected=fmean(theirs), ours=ours, allowed=allowed, unusual=unusual)]
 
 
 def _alarm(cell: Cell, records: Sequence[Record]) -> list[Finding]:
     """Our spread, where it is larger than that of the others by more than chance explains: a run may have collapsed."""
     theirs = cell.recorded.get(cell.row.id, {}).get(cell.task)
     if theirs:
-        rest = _spread(cell, theirs)
+        rest = _spread(cell, cell.recorded, theirs)
     elif "score" in cell.expect:
         rest = printed_spread(cell)
     else:
@@ -238,12 +250,12 @@ def _alarm(cell: Cell, records: Sequence[Record]) -> list[Finding]:
     ]
 
 
-def _spread(cell: Cell, theirs: Sequence[float]) -> Spread:
-    """The spread over seeds of recorded scores."""
+def _spread(cell: Cell, recorded: Mapping[str, Mapping[str, list[float]]], theirs: Sequence[float]) -> Spread:
+    """The spread over seeds of recorded scores or losses."""
     private = {row.id: "privacy" in row.spec for row in cell.table.rows}
     alike = [
         tasks[cell.task]
-        for row, tasks in cell.recorded.items()
+        for row, tasks in recorded.items()
         if cell.task in tasks and private.get(row) == private[cell.row.id]
     ]
     freedom = sum(len(scores) - 1 for scores in alike)
@@ -290,7 +302,7 @@ def _slack(claim: Claim, pair: int, runs: Mapping[str, Sequence[Record]]) -> flo
             records = [] if cell.row.cited else _ours(runs[cell.id])
             printed = printed_spreads(cell) if "score" in cell.expect else []
             spread = (
-                _spread(cell, theirs)
+                _spread(cell, cell.recorded, theirs)
                 if theirs
                 else pooled([*printed, *records] or [_prior(cell, _value(cell, "score", runs))])
             )
