@@ -78,6 +78,7 @@ def runs(
 def reproduce(wanted: Sequence[Wanted], progress: TextIO | None) -> Iterator[Record]:
     """Builds the jobs, trains them and measures before and after."""
     jobs = [build(one.spec, one.sources) for one in wanted[:1]]
+    step_bytes = cost.step_bytes(jobs[0])  # a step of another seed differs in its values only
     if len(wanted) > 1 and together.possible(jobs[0]):
         jobs += [together.sharing(jobs[0], build(one.spec, one.sources)) for one in wanted[1:]]
         held = [_before(job) for job in jobs]
@@ -88,25 +89,29 @@ def reproduce(wanted: Sequence[Wanted], progress: TextIO | None) -> Iterator[Rec
             jobs = []  # one seed can spoil the others' rows: alone each shows what is its own
         else:
             for one, job, values, start, trained in zip(wanted, jobs, held, vectors, every, strict=True):
-                yield _record(one, job, values, start, trained, len(jobs))
+                yield _record(one, job, values, start, trained, step_bytes, len(jobs))
             return
     for one in wanted:
         job = jobs.pop() if jobs else build(one.spec, one.sources)
         values, start = _before(job), moved.vectors(job.backbone)
-        yield _record(one, job, values, start, fit(job, progress), 1)
+        yield _record(one, job, values, start, fit(job, progress), step_bytes, 1)
 
 
 def _before(job: Job) -> dict[str, float]:
     """What is measured before training."""
-    values = {quantity: getattr(before, quantity)(job) for quantity in before.__all__}
-    return values | {"step_bytes": cost.step_bytes(job)}
+    return {quantity: getattr(before, quantity)(job) for quantity in before.__all__}
 
 
 def _record(
-    one: Wanted, job: Job, values: dict[str, float], start: moved.Vectors, trained: Trained, seeds: int
+    one: Wanted,
+    job: Job,
+    values: dict[str, float],
+    start: moved.Vectors,
+    trained: Trained,
+    step_bytes: int,
+    seeds: int,
 ) -> Record:
     """What a training gave, beside `seeds` - 1 others in the same batches."""
-    step_bytes = values.pop("step_bytes")
     predicted = after.predictions(job)
     values |= {quantity: getattr(after, quantity)(job, predicted) for quantity in after.__all__}
     return Record(
