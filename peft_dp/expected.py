@@ -4,7 +4,9 @@
 numbers. `<table>.recorded.json` beside it is written by `peft-dp bless`: the
 raw score of every seed, and on what it was made. The allowed band is in
 neither: it is computed (`reporting.compare`), so that the three cannot be
-taken for each other. `facts.json` holds a paper's figures that need no training.
+taken for each other. `facts.json` holds a paper's figures that need no training,
+`claims.json` what it states of its rows. The types here are the format: `schema`
+writes them out for editors.
 """
 
 from __future__ import annotations
@@ -16,18 +18,35 @@ from dataclasses import field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
+from typing_extensions import TypedDict
 
 from peft_dp.files import write
-from peft_dp.spec import STRICT, Budget, Spec, first, from_json
+from peft_dp.spec import STRICT, Budget, Optimiser, Privacy, Spec, first, from_json
+from peft_dp.validate import short
 
 FOLDER = Path(__file__).parents[1] / "expected"
 UNITS = {"K": 1e3, "M": 1e6, "%": 1.0}
 MARKERS: dict[Budget, str] = {"smoke": "smoke", "small": "small", "paper": "gpu"}
 """Budget -> the pytest marker of its cells."""
+
+
+def _some(kind: type, **parts: Any) -> Any:
+    """The type of a dict of some fields of a class, `parts` in place of those that are objects themselves."""
+    create: Any = TypedDict  # or else a type checker asks for fields that are written out
+    made = create(kind.__name__, get_type_hints(kind) | parts, total=False)
+    made.__doc__ = kind.__doc__
+    return made
+
+
+if TYPE_CHECKING:
+    Layer = dict[str, Any]
+else:
+    Layer = _some(Spec, privacy=_some(Privacy) | None, optimiser=_some(Optimiser))
+    """Fields of `Spec` that a table, a task or a row sets; laid upon each other they make one."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -73,10 +92,10 @@ class Row:
 
     id: str
     title: str
-    spec: dict[str, Any] = field(default_factory=dict)
+    spec: Layer = field(default_factory=dict)
     expect: dict[str, Expect] = field(default_factory=dict)
     cells: dict[str, dict[str, Expect]]
-    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tasks: dict[str, Layer] = field(default_factory=dict)
     cited: str = ""
     differs: str = ""
     assumed: list[str] = field(default_factory=list)
@@ -105,8 +124,8 @@ class Table:
     source: str
     budget: Budget
     seeds: int = 1
-    defaults: dict[str, Any]
-    tasks: dict[str, dict[str, Any]]
+    defaults: Layer
+    tasks: dict[str, Layer]
     rows: list[Row]
     note: str = ""
 
@@ -225,7 +244,9 @@ class Claim:
         row = next((row for row in table.rows if row.id == side), None)
         for task in self.tasks:
             if row is None or task not in row.cells:
-                raise ValueError(f"claim {self.paper}/{self.id}: {name} has no cell {side}/{task}")
+                raise ValueError(
+                    f"claim {self.paper}/{self.id}: {name} has no cell {short(side)[1:-1]}/{short(task)[1:-1]}"
+                )
         return [Cell(table=table, row=row, task=task) for task in self.tasks if row]
 
     @property
@@ -408,7 +429,7 @@ def facts(paper: str | None = None) -> list[Fact]:
     """
     found = []
     for path in sorted(FOLDER.glob(f"{paper or '*'}/facts.json")):
-        held: Facts = _read(path, TypeAdapter(Facts))
+        held: Facts = _read(path, Facts)
         _unique(path, [fact.id for fact in held.facts])
         for fact in held.facts:
             given = _merge(held.defaults.get(fact.quantity, {}), fact.given)
@@ -427,7 +448,7 @@ def find(cell: str) -> Cell:
     every = {known.id: known for known in cells()}
     if cell not in every:
         close = difflib.get_close_matches(cell, every, n=3, cutoff=0.3)
-        raise ValueError(f"no cell {cell!r}; close: {', '.join(close) or 'none'}; `peft-dp list` shows all")
+        raise ValueError(f"no cell {short(cell)}; close: {', '.join(close) or 'none'}; `peft-dp list` shows all")
     return every[cell]
 
 
@@ -439,7 +460,7 @@ def claims(paper: str | None = None, *, printed: bool | None = None) -> list[Cla
     """
     found = []
     for path in sorted(FOLDER.glob(f"{paper or '*'}/claims.json")):
-        held: Claims = _read(path, TypeAdapter(Claims))
+        held: Claims = _read(path, Claims)
         _unique(path, [claim.id for claim in held.claims])
         for claim in held.claims:
             made = replace(claim, paper=path.parent.name)
@@ -460,18 +481,20 @@ def _table(name: str) -> Table:
     path = FOLDER / f"{name}.json"
     if path not in paths():
         known = ", ".join(f"{path.parent.name}/{path.stem}" for path in paths())
-        raise ValueError(f"no table {name!r}; known: {known}")
-    table: Table = _read(path, TypeAdapter(Table))
+        raise ValueError(f"no table {short(name)}; known: {known}")
+    table: Table = _read(path, Table)
     if (table.paper, table.table) != (path.parent.name, path.stem):
         raise ValueError(f"{path}: paper and table must be {path.parent.name!r} and {path.stem!r}, as in its path")
     for row in table.rows:
         for task in row.cells:
             if task not in table.tasks:
-                raise ValueError(f"{path}: row {row.id!r} has a cell for {task!r}, which `tasks` does not list")
+                raise ValueError(
+                    f"{path}: row {short(row.id)} has a cell for {short(task)}, which `tasks` does not list"
+                )
         for task in row.tasks.keys() - row.cells.keys():
-            raise ValueError(f"{path}: row {row.id!r} has settings for {task!r}, but no cell")
+            raise ValueError(f"{path}: row {short(row.id)} has settings for {short(task)}, but no cell")
         if row.cited and row.spec:
-            raise ValueError(f"{path}: row {row.id!r} is cited, so it never runs: leave out its spec")
+            raise ValueError(f"{path}: row {short(row.id)} is cited, so it never runs: leave out its spec")
     _unique(path, [row.id for row in table.rows])
     return table
 
@@ -483,7 +506,7 @@ def recorded(table: str) -> Recorded:
         ValueError: A file that does not hold that; the message names it and the field.
     """
     path = FOLDER / f"{table}.recorded.json"
-    found: Recorded = _read(path, TypeAdapter(Recorded)) if path.is_file() else Recorded(blessings=[])
+    found: Recorded = _read(path, Recorded) if path.is_file() else Recorded(blessings=[])
     return found
 
 
@@ -491,16 +514,26 @@ def record(table: str, blessing: Blessing) -> Path:
     """Adds a blessing to what was recorded for a table, and gives the file."""
     path = FOLDER / f"{table}.recorded.json"
     renewed = recorded(table).renewed(blessing)
-    write(path, json.dumps(TypeAdapter(Recorded).dump_python(renewed, mode="json"), indent=1) + "\n")
+    data = {"$schema": link(Recorded)} | TypeAdapter(Recorded).dump_python(renewed, mode="json")
+    write(path, json.dumps(data, indent=1) + "\n")
     return path
 
 
-def _read(path: Path, adapter: TypeAdapter[Any]) -> Any:
+def link(kind: type) -> str:
+    """What a file of that kind may hold in `$schema`: from there an editor learns what else it holds."""
+    return f"../{kind.__name__.lower()}.schema.json"
+
+
+def _read(path: Path, kind: type) -> Any:
     try:
         data = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_pairs, parse_constant=_constant)
-        return adapter.validate_json(json.dumps(data))
+        if isinstance(data, dict) and (found := data.pop("$schema", link(kind))) != link(kind):
+            raise ValueError(f"$schema must be {link(kind)!r}, not {short(found)}")
+        return TypeAdapter(kind).validate_json(json.dumps(data, allow_nan=False))
     except ValidationError as error:
         raise ValueError(f"{path}: {first(error)}") from None
+    except RecursionError:
+        raise ValueError(f"{path}: its objects and lists are nested too deep") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -517,4 +550,4 @@ def _constant(text: str) -> float:
 def _unique(where: object, names: Sequence[str]) -> None:
     twice = {name for name in names if names.count(name) > 1}
     if twice:
-        raise ValueError(f"{where} has {min(twice)!r} twice")
+        raise ValueError(f"{where} has {short(min(twice))} twice")
