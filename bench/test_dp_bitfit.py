@@ -19,6 +19,12 @@ def test_comparison(cell, check):
     check(cell)
 
 
+@pytest.mark.parametrize("cell", cells("dp_bitfit/efficiency"), ids=str)
+def test_efficiency(cell, check):
+    """RoBERTa-base's shape and generated sequences: bias tuning beside full fine-tuning, private and not."""
+    check(cell)
+
+
 @pytest.mark.parametrize("claim", claims("dp_bitfit", printed=True), ids=str)
 def test_printed_claims(claim, check_printed):
     """What the paper states, of the numbers that it prints."""

@@ -19,6 +19,12 @@ def test_figure3(cell, check):
     check(cell)
 
 
+@pytest.mark.parametrize("cell", cells("khan/figure5"), ids=str)
+def test_figure5(cell, check):
+    """DistilBERT's shape and generated sequences: seconds of an epoch, with and without DP-SGD."""
+    check(cell)
+
+
 @pytest.mark.parametrize("claim", claims("khan", printed=True), ids=str)
 def test_printed_claims(claim, check_printed):
     """What the paper states, of the numbers that it prints."""

@@ -33,7 +33,7 @@ def test_table4(cell, check):
 
 @pytest.mark.parametrize("cell", cells("slash/table5"), ids=str)
 def test_table5(cell, check):
-    """Time and memory of one epoch of QNLI; the claims hold their ratios against the paper's."""
+    """Time and memory with random weights on QNLI's lengths; the claims hold their ratios against the paper's."""
     check(cell)
 
 

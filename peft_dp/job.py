@@ -17,13 +17,14 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from peft_dp import registry, rng, tasks
-from peft_dp.backbones import Backbone, Family, Source, load
+from peft_dp.backbones import Backbone, Family, load
 from peft_dp.places import Places
 from peft_dp.privacy.plan import Plan, calibrate
 from peft_dp.spec import Spec
 from peft_dp.tasks import Data, Kind, Task
 from peft_dp.training.batching import IGNORED, Batch, Encoded, encode
 from peft_dp.validate import Missing
+from peft_dp.weights import Random, Source, check_shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +34,8 @@ class Sources:
     Attributes:
         task: The task.
         data: Its examples, cut to the spec's numbers.
-        folder: The backbone's files, their hash checked.
-        weights_sha256: Hash of the weights.
+        files: The folder of the backbone's files, their hash checked; or a random draw in its shape.
+        weights_sha256: Hash of the weights, or "random".
         family: Where the backbone's sites are.
         config: The method's `Config`.
         plan: Noise, clip, rate and steps.
@@ -43,7 +44,7 @@ class Sources:
 
     task: Task
     data: Data
-    folder: Path
+    files: Path | Random
     weights_sha256: str
     family: Family
     config: Any
@@ -130,18 +131,28 @@ def gather(spec: Spec, places: Places) -> Sources:
     device = _device(spec, places.device)
     data = _data(spec.task, places.data).subset(spec.train, spec.dev)
     plan = calibrate(spec, len(data.train))
-    source: Source = backbone.SOURCE
-    folder, sha256 = source.locate(places.backbones)
+    files, sha256 = _weights(spec, backbone, places.backbones)
     return Sources(
         task=task,
         data=data,
-        folder=folder,
+        files=files,
         weights_sha256=sha256,
         family=backbone.FAMILY,
         config=config,
         plan=plan,
         device=device,
     )
+
+
+def _weights(spec: Spec, backbone: ModuleType, folder: Path | None) -> tuple[Path | Random, str]:
+    if spec.weights == "random":
+        return Random(spec.backbone), "random"
+    source: Source = backbone.SOURCE
+    files, sha256 = source.locate(folder)
+    # A smaller model of the same family may stand for it but in a row of a paper.
+    names = backbone.CONFIG if spec.budget == "paper" else ["model_type"]
+    check_shape(files, {name: backbone.CONFIG[name] for name in names})
+    return files, sha256
 
 
 @cache
@@ -164,7 +175,7 @@ def build(spec: Spec, sources: Sources) -> Job:
     """Loads the backbone, gives it a head and installs the method."""
     draw = rng.generator(spec.seed, "initialisation")
     backbone = load(
-        sources.folder,
+        sources.files,
         sources.family,
         outputs=sources.task.outputs,
         head=spec.head,
@@ -176,7 +187,7 @@ def build(spec: Spec, sources: Sources) -> Job:
     method = registry.load("methods", spec.method)
     method.install(backbone, sources.config, draw)
     backbone.to(sources.device)
-    train, dev = _encoded(sources.data, sources.task, sources.folder, spec.max_length, spec.readout)
+    train, dev = _encoded(sources.data, sources.task, sources.files, spec.max_length, spec.readout)
     return Job(
         spec=spec,
         task=sources.task,
@@ -193,9 +204,9 @@ def build(spec: Spec, sources: Sources) -> Job:
 
 
 @lru_cache(maxsize=2)
-def _encoded(data: Data, task: Task, folder: Path, max_length: int, readout: str) -> tuple[Encoded, Encoded]:
+def _encoded(data: Data, task: Task, files: Path | Random, max_length: int, readout: str) -> tuple[Encoded, Encoded]:
     """The training and the dev examples, tokenised once for all seeds and methods that follow one another."""
-    train, dev = (encode(split, task, folder, max_length, readout) for split in (data.train, data.dev))
+    train, dev = (encode(split, task, files, max_length, readout) for split in (data.train, data.dev))
     return train, dev
 
 
@@ -228,9 +239,11 @@ _LOSSES: dict[Kind, Callable[[Tensor, Tensor], Tensor]] = {
 
 @cache
 def code_sha256() -> str:
-    """Hash of the package's source files: a record made by other code is another record."""
+    """Hash of the package's source files, but for those that only read records: one made by other code is another."""
     folder = Path(__file__).parent
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
+        if "reporting" in path.relative_to(folder).parts:
+            continue
         digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
     return digest.hexdigest()

@@ -17,6 +17,8 @@ from pydantic.dataclasses import dataclass
 from peft_dp import validate
 
 STRICT = ConfigDict(extra="forbid", strict=True)
+EPSILON = 50.0
+"""The largest that noise is found for: above, where it no longer protects, Opacus's prv takes minutes to find it."""
 Budget = Literal["smoke", "small", "paper"]
 
 
@@ -25,7 +27,7 @@ class Privacy:
     """The privacy a run must keep.
 
     Attributes:
-        epsilon: Budget of the whole training, all phases together.
+        epsilon: Budget of the whole training, all phases together; at most `EPSILON`.
         delta: Allowed failure probability; below 1/N to mean anything.
         clip: L2 bound of one example's gradient over all trained parameters.
         clipping: "abadi" cuts what is longer than `clip` to it; "automatic" (AUTO-S, what DP-BiTFiT's code does)
@@ -45,6 +47,11 @@ class Privacy:
     def __post_init__(self) -> None:
         validate.positive(epsilon=self.epsilon, clip=self.clip)
         validate.fraction(delta=self.delta)
+        if self.epsilon > EPSILON:
+            short = validate.short(self.epsilon)
+            raise ValueError(
+                f"epsilon must be at most {EPSILON:g}, not {short}: more protects nobody, so leave privacy out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -100,6 +107,7 @@ class Spec:
             where dropout is off; changes time and memory, not results.
         precision: "bf16" makes the forward and backward pass under autocast in bfloat16; parameters,
             norms, clipping, sums, noise and the optimiser stay in float32.
+        weights: "random" draws those of the backbone's shape and fetches nothing; for time and memory only.
         seed: Feeds the streams for initialisation, batches, dropout and noise.
     """
 
@@ -120,9 +128,11 @@ class Spec:
     dropout: bool = True
     reuse: bool = True
     precision: Literal["fp32", "bf16"] = "fp32"
+    weights: Literal["pretrained", "random"] = "pretrained"
     seed: int = 0
 
     def __post_init__(self) -> None:
+        validate.plain(backbone=self.backbone, task=self.task, method=self.method)
         validate.positive(epochs=self.epochs, batch=self.batch, max_length=self.max_length)
         if self.head == "stock" and self.readout not in ("cls", "tokens"):
             raise ValueError(f"readout {self.readout!r} needs head 'linear': a stock head reads where it reads")
@@ -165,7 +175,8 @@ def from_json(data: object, where: str) -> Spec:
 def first(error: ValidationError) -> str:
     """The first thing pydantic found, in one sentence, with the field's path and value."""
     found = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in found["loc"]) or "the whole"
+    place = validate.short(".".join(str(part) for part in found["loc"]) or "the whole")
     if found["type"] in ("missing", "unexpected_keyword_argument"):
-        return f"field {place!r}: {found['msg'].lower()}"
-    return f"field {place!r}: {found['msg'].removeprefix('Value error, ')} (it holds {found['input']!r})"
+        return f"field {place}: {found['msg'].lower()}"
+    holds = validate.short(found["input"])
+    return f"field {place}: {found['msg'].removeprefix('Value error, ')} (it holds {holds})"

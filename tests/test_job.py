@@ -120,7 +120,7 @@ def test_no_cuda(spec: Make, places: Places, budget: str, device: str, why: str)
 @pytest.mark.parametrize("budget", ["smoke", "small", "paper"])
 def test_cpu_on_request(spec: Make, places: Places, budget: str) -> None:
     """Any budget runs on the CPU if that is asked for."""
-    assert gather(spec(budget=budget), replace(places, device="cpu")).device == "cpu"
+    assert gather(spec(budget=budget, weights="random"), replace(places, device="cpu")).device == "cpu"
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,8 @@ def test_head_fits_the_task(spec: Make, places: Places, task: str, loss: Callabl
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A small package that stands where the hash of the code is taken."""
-    (tmp_path / "methods").mkdir()
+    for folder in ("methods", "reporting"):
+        (tmp_path / folder).mkdir()
     (tmp_path / "job.py").write_text("x = 1")
     (tmp_path / "methods" / "one.py").write_text("y = 1")
     monkeypatch.setattr(job, "__file__", str(tmp_path / "job.py"))
@@ -176,14 +177,15 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("change", "same"),
     [
         (lambda package: (package / "notes.txt").write_text("z"), True),
+        (lambda package: (package / "reporting" / "page.py").write_text("z"), True),
         (lambda package: (package / "methods" / "one.py").write_text("y = 2"), False),
         (lambda package: (package / "methods" / "one.py").rename(package / "methods" / "two.py"), False),
         (lambda package: (package / "methods" / "two.py").write_text(""), False),
     ],
-    ids=["no code", "edit", "rename", "add"],
+    ids=["no code", "reporting", "edit", "rename", "add"],
 )
 def test_code_hash(package: Path, change: Callable[[Path], object], same: bool) -> None:
-    """The hash of the code changes with any source file's text or name, and with nothing else."""
+    """The hash of the code changes with the text or name of any source file but those of reporting."""
     first = code_sha256()
     change(package)
     code_sha256.cache_clear()

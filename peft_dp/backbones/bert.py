@@ -1,6 +1,7 @@
 """BERT-base, cased (Devlin et al. 2019), the backbone of BitFit+."""
 
-from peft_dp.backbones import Family, Source
+from peft_dp.backbones import Family
+from peft_dp.weights import Source
 
 FAMILY = Family(
     layers="encoder.layer",

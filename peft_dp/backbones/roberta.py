@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from peft_dp.backbones import Source, bert
+from peft_dp.backbones import bert
+from peft_dp.weights import Source
 
 # Positions start after that of the padding token, 1.
 FAMILY = replace(bert.FAMILY, token_types=False, first_position=2)

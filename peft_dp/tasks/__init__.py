@@ -1,9 +1,9 @@
 """What is learnt: a task, its examples, and where they come from.
 
 A source is a module with `TASKS` (name -> Task) and
-`load(task, folder) -> Data`; `generated` and `generated_entities` make their
-data from a seed, `glue` and `conll` read the real thing. Nothing here imports
-torch.
+`load(task, folder) -> Data`; `generated`, `generated_entities` and `lengths`
+make their data from a seed, `glue` and `conll` read the real thing. Nothing here
+imports torch.
 """
 
 from __future__ import annotations
@@ -101,9 +101,10 @@ def _first(examples: Sequence[Example], count: int | None, split: str) -> Sequen
 
 
 def _sources() -> dict[str, ModuleType]:
-    from peft_dp.tasks import conll, generated, generated_entities, glue
+    from peft_dp.tasks import conll, generated, generated_entities, glue, lengths
 
-    return {name: source for source in (generated, generated_entities, glue, conll) for name in source.TASKS}
+    sources = (generated, generated_entities, lengths, glue, conll)
+    return {name: source for source in sources for name in source.TASKS}
 
 
 def names() -> list[str]:
@@ -124,10 +125,16 @@ def find(name: str) -> Task:
 
 
 def dev_size(name: str) -> int:
-    """Number of scored examples of a task whose data this project does not make: of GLUE's, or CoNLL's sentences."""
+    """Number of scored examples of a task, of real data the official one, which is known without it.
+
+    Raises:
+        ValueError: No such task.
+    """
     from peft_dp.tasks import conll, glue
 
-    return glue.LAYOUTS[name].rows[1] if name in glue.LAYOUTS else conll.scored(name)
+    if name in glue.LAYOUTS:
+        return glue.LAYOUTS[name].rows[1]
+    return conll.scored(name) if name in conll.TASKS else len(load(name).dev)
 
 
 def load(name: str, folder: Path | None = None) -> Data:

@@ -14,7 +14,7 @@ from itertools import groupby, pairwise
 from pathlib import Path
 
 from peft_dp.tasks import Data, Example, Task
-from peft_dp.validate import Missing
+from peft_dp.validate import Missing, short
 
 TAGS = ("O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC", "B-MISC", "I-MISC")
 SENTENCES = {"train": 14041, "valid": 3250, "test": 3453}
@@ -75,7 +75,7 @@ def _row(where: str, line: bytes) -> tuple[str, int]:
     if len(cells) != len(_COLUMNS):
         raise _wrong(f"{where} has {len(cells)} columns, not {len(_COLUMNS)} ({', '.join(_COLUMNS)}) parted by spaces")
     if cells[-1] not in TAGS:
-        raise _wrong(f"{where} has the tag {cells[-1]!r}, not one of: {', '.join(TAGS)}")
+        raise _wrong(f"{where} has the tag {short(cells[-1])}, not one of: {', '.join(TAGS)}")
     return cells[0], TAGS.index(cells[-1])
 
 

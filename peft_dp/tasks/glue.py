@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 
 from peft_dp.tasks import Data, Example, Kind, Task
-from peft_dp.validate import Missing
+from peft_dp.validate import Missing, short
 
 REPOSITORY = "nyu-mll/glue"
 REVISION = "bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c"
@@ -177,21 +177,28 @@ def _tsv(path: Path, layout: Layout) -> Iterator[tuple[str, list[str]]]:
 
 
 def _parquet(path: Path, layout: Layout) -> Iterator[tuple[str, list[str]]]:
-    from pyarrow import ArrowInvalid, parquet
+    from pyarrow import ArrowException, parquet
 
+    # Arrow gives errors of several kinds for what is damaged.
     try:
-        table = parquet.read_table(path)
-    except ArrowInvalid as error:
+        table = parquet.ParquetFile(path).read()
+        table.validate(full=True)
+        named = table.column_names
+    except (ArrowException, OSError, ValueError) as error:
         raise _wrong(f"{path} is not a parquet file or is truncated") from error
-    names = (*(layout.fields or layout.columns), "label")
-    columns = [table.column(_position(path, table.column_names, name)).to_pylist() for name in names]
+    names = layout.fields or layout.columns
+    places = [_position(path, named, name) for name in (*names, "label")]
+    columns = [table.column(place).to_pylist() for place in places]
+    for name, column in zip(names, columns, strict=False):
+        if not {str, type(None)}.issuperset(map(type, column)):
+            raise _wrong(f"{path} has a column {name!r} that is no text")
     for number, row in enumerate(zip(*columns, strict=True), 1):
         yield f"{path}, row {number}", ["" if cell is None else str(cell) for cell in row]
 
 
 def _position(path: Path, header: list[str], name: str) -> int:
     if name not in header:
-        raise _wrong(f"{path} has no column {name!r}, only {', '.join(header)}")
+        raise _wrong(f"{path} has no column {name!r}, only {short(', '.join(header))[1:-1]}")
     return header.index(name)
 
 
@@ -215,7 +222,7 @@ def _label(task: Task, where: str, text: str) -> float:
         # The hub stores 3.8 as float32; the official files have three decimals.
         return round(value, 3)
     choices = ", ".join(task.labels) or "a number from 0 to 5"
-    raise _wrong(f"{where} has the label {text!r}, not one of: {choices}")
+    raise _wrong(f"{where} has the label {short(text)}, not one of: {choices}")
 
 
 def _wrong(what: str) -> ValueError:

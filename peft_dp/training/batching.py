@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from peft_dp import packing
+from peft_dp import packing, weights
 from peft_dp.packing import Packing
 from peft_dp.tasks import Example, Task
+from peft_dp.weights import Random
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding
@@ -186,8 +187,10 @@ class Encoded:
             yield order[start:end]
 
 
-def encode(examples: Sequence[Example], task: Task, folder: Path, max_length: int, readout: str = "cls") -> Encoded:
-    """Tokenises with the tokenizer of `folder`, cutting at `max_length` from the right.
+def encode(
+    examples: Sequence[Example], task: Task, files: Path | Random, max_length: int, readout: str = "cls"
+) -> Encoded:
+    """Tokenises with the tokenizer of the backbone's files, cutting at `max_length` from the right.
 
     With readout "mask" an example is one text: the first sentence, the mask token and
     the second, with nothing between (Gupta et al. 2023, section 3.1 and released code).
@@ -195,12 +198,10 @@ def encode(examples: Sequence[Example], task: Task, folder: Path, max_length: in
     Raises:
         ValueError: The mask token of an example is behind `max_length`.
     """
-    from transformers import AutoTokenizer
-
     tagged = task.kind == "tokens"
     # Byte-pair tokenizers take words only if each is read as one that follows a space.
     options = {"add_prefix_space": True} if tagged else {}
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, **options)
+    tokenizer = weights.tokenizer(files, **options)
     firsts = [example.first.split(" ") if tagged else example.first for example in examples]
     seconds = [example.second or "" for example in examples] if task.pair else None
     if readout == "mask":
