@@ -14,7 +14,7 @@ import pytest
 
 from peft_dp import Record, Spec
 from peft_dp.files import write
-from peft_dp.records import Records, key
+from peft_dp.records import Records, Unwritable, key
 from peft_dp.spec import Privacy
 from peft_dp.training.trail import Epoch
 
@@ -22,6 +22,7 @@ Make = Callable[..., Spec]
 
 SOURCES = {"data": "d", "weights": "w", "code": "c"}
 VERSIONS: dict[str, str | None] = {"torch": "2.10", "datasets": None}
+REMEDY = "make room or allow it, or choose another folder with --peft-records DIR"
 
 
 @pytest.fixture
@@ -93,31 +94,78 @@ def _spoil(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     ],
     ids=["truncated", "empty", "bytes", "missing", "unknown", "type", "spec", "trail"],
 )
-def test_damaged(tmp_path: Path, record: Record, spoil: Callable[[Path], object], words: str) -> None:
-    """A damaged file is a ValueError of one line with its path, the fault and the remedy, not a run anew."""
+def test_damaged(
+    tmp_path: Path, record: Record, spoil: Callable[[Path], object], words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A damaged file is no record; it is set aside as it is, and one line says which, why and what happens."""
     folder = Records(tmp_path)
     path = folder.save(record)
     spoil(path)
-    with pytest.raises(ValueError) as caught:
-        folder.load(record.spec, record.key)
-    message = str(caught.value)
+    damaged = path.read_bytes()
 
+    assert folder.load(record.spec, record.key) is None
+    with folder.held([(record.spec, record.key)]):
+        assert not path.exists()
+    (message,) = caplog.messages
     assert message.startswith(f"{path} is not a record: ")
-    assert message.endswith(": delete it to train again")
+    assert message.endswith(f": set aside as {path.name}.damaged, and trained again")
     assert "\n" not in message
+    assert len(message.removeprefix(f"{path}")) < 400
     assert words in message
+    assert {f"{path.name}.damaged": damaged} == {left.name: left.read_bytes() for left in tmp_path.iterdir()}
 
 
-def test_foreign_key(tmp_path: Path, record: Record) -> None:
-    """A file that holds another run's record is refused, though its name is right."""
+def test_damaged_again(tmp_path: Path, record: Record) -> None:
+    """What was set aside before stays too."""
+    folder = Records(tmp_path)
+    for text in (b"1", b"2", b"3"):
+        folder.path(record.spec, record.key).write_bytes(text)
+        with folder.held([(record.spec, record.key)]):
+            pass
+
+    assert {b"1", b"2", b"3"} == {left.read_bytes() for left in tmp_path.glob("*.damaged*")}
+
+
+def test_foreign_key(tmp_path: Path, record: Record, caplog: pytest.LogCaptureFixture) -> None:
+    """A file that holds another run's record is none of this key, though its name is right."""
     folder = Records(tmp_path)
     path = folder.save(record)
     other = record.key[:16] + "0" * 48
     _spoil(path, lambda data: data.update(key=other))
-    with pytest.raises(ValueError) as caught:
-        folder.load(record.spec, record.key)
 
-    assert f"{path} holds the record of another run ({other[:16]}): move it away" == str(caught.value)
+    assert folder.load(record.spec, record.key) is None
+    with folder.held([(record.spec, record.key)]):
+        pass
+    assert (
+        f"{path} holds the record of another run ({other[:16]}): set aside as {path.name}.damaged, and trained again"
+        in caplog.messages
+    )
+
+
+@pytest.mark.parametrize("part", ["data", "weights", "code", "torch"])
+def test_record_of_other_sources(tmp_path: Path, record: Record, part: str) -> None:
+    """A record made from other data, weights or code, or with another pin, is not this run's, and stays where it is."""
+    folder = Records(tmp_path)
+    path = folder.save(record)
+    sources = SOURCES | ({part: "other"} if part in SOURCES else {})
+    versions = VERSIONS | ({part: "other"} if part in VERSIONS else {})
+    other = key(record.spec, sources, versions, "cpu")
+
+    assert folder.load(record.spec, other) is None
+    with folder.held([(record.spec, other)]):
+        assert folder.load(record.spec, record.key) == record
+    assert [path] == list(tmp_path.iterdir())
+
+
+def test_whole_record_stays(tmp_path: Path, record: Record) -> None:
+    """A whole record is not set aside, and no lock is left beside it."""
+    folder = Records(tmp_path)
+    path = folder.save(record)
+    with folder.held([(record.spec, record.key)] * 2):
+        assert [path.name, f"{path.name}.lock"] == sorted(file.name for file in tmp_path.iterdir())
+
+    assert [path] == list(tmp_path.iterdir())
+    assert folder.load(record.spec, record.key) == record
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
@@ -131,8 +179,11 @@ def test_full_disk(tmp_path: Path, record: Record, monkeypatch: pytest.MonkeyPat
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, step, fail)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(Unwritable) as caught:
         folder.save(replace(record, values={"score": 1.0}))
+
+    start = f"record {path} cannot be written to (No space left on device)"
+    assert str(caught.value) == f"{start}: {REMEDY}"
 
     assert [path] == list(tmp_path.iterdir())
     assert before == path.read_bytes()
@@ -157,7 +208,7 @@ def test_folder_that_is_a_file(tmp_path: Path, inside: str) -> None:
     message = str(caught.value)
 
     assert message.startswith(f"records folder {folder} cannot be written to (")
-    assert message.endswith("choose another with --peft-records DIR")
+    assert message.endswith(REMEDY)
 
 
 def test_folder_without_permission(tmp_path: Path) -> None:
@@ -198,3 +249,14 @@ def test_key_changes(spec: Make, part: str) -> None:
     changed = key(run, sources, versions, "cuda" if part == "device" else "cpu")
 
     assert changed != key(spec(), SOURCES, VERSIONS, "cpu")
+
+
+def test_half_written_goes(tmp_path: Path, record: Record) -> None:
+    """What a killed writer left of a record goes once its run is held again; that of another run stays."""
+    folder = Records(tmp_path)
+    path = folder.path(record.spec, record.key)
+    mine, other = (tmp_path / f".{name}.abc" for name in (path.name, "other.json"))
+    for left in (mine, other):
+        left.write_text("{")
+    with folder.held([(record.spec, record.key)]):
+        assert (False, True) == (mine.exists(), other.exists())

@@ -10,7 +10,7 @@ from peft_dp.job import Job
 from peft_dp.tasks import metrics
 from peft_dp.training.batching import IGNORED
 
-__all__ = ["above_majority", "score"]
+__all__ = ["above_majority", "answers", "score"]
 
 
 def score(job: Job, predicted: list[float]) -> float:
@@ -21,6 +21,11 @@ def score(job: Job, predicted: list[float]) -> float:
 def above_majority(job: Job, predicted: list[float]) -> float:
     """The score less that of always predicting the most frequent dev label (for a regression: the mean)."""
     return score(job, predicted) - 100 * metrics.majority(job.task.metric, _labels(job))
+
+
+def answers(job: Job, predicted: list[float]) -> float:
+    """Number of different predictions; 1 of a model that says the same of every example."""
+    return float(len(set(predicted)))
 
 
 def predictions(job: Job) -> list[float]:

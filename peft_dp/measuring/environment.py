@@ -27,7 +27,7 @@ def environment() -> dict[str, object]:
         "gpu": torch.cuda.get_device_name() if gpu else None,
         "cuda": torch.version.cuda if gpu else None,
         "versions": versions(),
-        **_git(Path(__file__).parent),
+        **_git(Path(__file__).parents[1]),
     }
 
 

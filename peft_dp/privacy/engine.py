@@ -12,7 +12,7 @@ from peft_dp import rng, validate
 from peft_dp.backbones import trained_parameters
 from peft_dp.privacy import plan as planning
 from peft_dp.privacy import sampling
-from peft_dp.privacy.gradients import Losses, check_independent, passes, record, zeros
+from peft_dp.privacy.gradients import Losses, check_independent, halved, passes, record, zeros
 from peft_dp.privacy.plan import Plan
 from peft_dp.spec import Privacy
 
@@ -47,21 +47,28 @@ def noised_sum(
 
     Raises:
         ValueError: As `gradients.record`.
+        torch.OutOfMemoryError: One example alone is too large; of more than one, the halves are passed.
     """
     masks = masks or {}
     trained = list(trained_parameters(model).values())
     sums = zeros(model)
     watch = watch or (lambda cut, losses, norms: None)
+
+    def ordinary(cut: list[int]) -> tuple[Tensor, Sequence[Tensor]]:
+        each = losses(cut)
+        return each.detach(), torch.autograd.grad(each.sum(), trained)
+
     for cut in cuts:
         if plan.private:
             for part, found in passes(model, losses, cut, masks, record):
                 watch(part, found.losses, found.add_clipped(sums, plan.clip, plan.clipping))
                 del found  # before the next physical batch, not after it
         else:
-            each = losses(cut)
-            for total, gradient in zip(sums.values(), torch.autograd.grad(each.sum(), trained), strict=True):
-                total += gradient
-            watch(cut, each.detach(), each.new_empty(0))
+            for part, (each, gradients) in halved(ordinary, cut):
+                for total, gradient in zip(sums.values(), gradients, strict=True):
+                    total += gradient
+                watch(part, each, each.new_empty(0))
+                del gradients  # before the next physical batch, not after it
     for name, total in sums.items():
         if plan.private:
             total += rng.normal(source, total, plan.noise_multiplier * plan.clip)

@@ -27,7 +27,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
 Losses = Callable[[list[int]], Tensor]
 """Example indices [B] -> losses [B]; calls the model."""
+
+Found = TypeVar("Found")
 
 GAMMA = 0.01
 """Of automatic clipping (Bu et al. 2022, arXiv 2206.07136, AUTO-S; the value of DP-BiTFiT's code)."""
@@ -176,13 +178,35 @@ def passes(
 
     For it may have spoilt those that share a row with it, and what they add must not depend on it.
     """
-    found = record(model, lambda: losses(cut), len(cut), masks)
-    if len(cut) == 1 or found.norms.isfinite().all():
+
+    def whole(cut: list[int]) -> Recorded | None:
+        found = record(model, lambda: losses(cut), len(cut), masks)
+        if len(cut) == 1 or found.norms.isfinite().all():
+            return found
+        return None
+
+    return halved(whole, cut)
+
+
+def halved(attempt: Callable[[list[int]], Found | None], cut: list[int]) -> Iterator[tuple[list[int], Found]]:
+    """What `attempt` gives of a physical batch; of its halves, and these again, if it gives None or is out of memory.
+
+    No example is left out, for its absence would tell of it.
+
+    Raises:
+        torch.OutOfMemoryError: One example alone is too large.
+    """
+    try:
+        found = attempt(cut)
+    except torch.OutOfMemoryError:
+        if len(cut) == 1:
+            raise
+        found = None  # and on behind the handler, which holds what the attempt had made
+    if found is not None:
         yield cut, found
         return
-    del found
     for half in (cut[: len(cut) // 2], cut[len(cut) // 2 :]):
-        yield from passes(model, losses, half, masks, record)
+        yield from halved(attempt, half)
 
 
 def check_independent(model: nn.Module, losses: Callable[[], Tensor]) -> None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any, NoReturn, TextIO
 
 import torch
@@ -24,8 +26,10 @@ from peft_dp.privacy import sampling
 from peft_dp.privacy.engine import noised_sum
 from peft_dp.privacy.gradients import check_independent
 from peft_dp.spec import Optimiser
+from peft_dp.training.checkpoint import Checkpoint, State
 from peft_dp.training.reuse import reused
 from peft_dp.training.trail import Epoch
+from peft_dp.validate import Missing
 
 
 @dataclass(frozen=True)
@@ -36,16 +40,19 @@ class Trained:
     optimiser_bytes: int
 
 
-def fit(job: Job, progress: TextIO | None = None) -> Trained:
+def fit(job: Job, progress: TextIO | None = None, checkpoint: Checkpoint | None = None) -> Trained:
     """Trains the job's model in place.
 
     Args:
         job: What to train.
         progress: Where a bar is drawn once training takes over two seconds; None for none.
+        checkpoint: Where the run's state is kept, and taken from if there is one; None for neither. It does not
+            change the result.
 
     Raises:
         FloatingPointError: The loss of a non-private run is not finite. (A private run
             goes on: stopping because of one example would tell of it.)
+        Stopped: See `Checkpoint.keep`.
     """
     phases = getattr(job.method, "phases", lambda backbone, config, epochs: iter([epochs]))
     lengths = phases(job.backbone, job.config, job.spec.epochs)
@@ -53,29 +60,90 @@ def fit(job: Job, progress: TextIO | None = None) -> Trained:
     noise = rng.generator(job.spec.seed, "noise", job.device)
     bar = progress_bar(job, _title(job), progress)
     job.backbone.model.train()
+    versions = {name: value._version for name, value in _tensors(job.backbone).items()}
     epochs: list[Epoch] = []
-    held = 0
+    tally = Tally(job.device, job.plan.clip)
+    held = end = 0
     settled = getattr(job.method, "settled", lambda backbone, config: 0)(job.backbone, job.config)
     start = time.perf_counter()
     with (
         bar,
         torch.random.fork_rng(devices=range(torch.cuda.device_count())),
         reused(job, job.spec.epochs, settled) as whole,
+        checkpoint or nullcontext(),
     ):
         torch.manual_seed(rng.seed(job.spec.seed, "dropout"))
+        streams = {"batches": batches, "noise": noise, "dropout": _default(job.device)}
+
+        def state() -> State:
+            """The run after a step; the stream of batches as the epoch found it, for it is drawn from as a whole."""
+            changed = {name: v for name, v in _tensors(job.backbone).items() if v._version != versions.get(name)}
+            drawn = {f"stream/{name}": stream.get_state() for name, stream in streams.items()}
+            return State(
+                changed | phase.state() | drawn | {"stream/batches": begin},
+                {
+                    "epochs": [asdict(epoch) for epoch in epochs],
+                    "tally": tally.counts(),
+                    "seconds": time.perf_counter() - start,
+                    "optimiser_bytes": held,
+                },
+            )
+
+        saved = checkpoint.load() if checkpoint else None
+        if saved:
+            epochs = [Epoch(**epoch) for epoch in saved.values["epochs"]]
+            tally.restore(saved.values["tally"])
+            held = saved.values["optimiser_bytes"]
+            bar.update(len(epochs) * job.plan.steps_per_epoch + tally.steps)
         for length in lengths:
+            end += length
+            if end <= len(epochs):  # a phase that was over: what trains is arranged, its values come with the next
+                continue
+            if saved:
+                _restore(job.backbone, saved.tensors)
             with reused(whole, length) as now:
-                phase = Phase(now, len(epochs) * job.plan.steps_per_epoch)
-                for _ in range(length):
-                    tally = Tally(job.device, job.plan.clip)
-                    for indices in sampling.epoch(job.plan, batches):
+                phase = Phase(now, len(epochs) * job.plan.steps_per_epoch + tally.steps)
+                if saved:
+                    phase.restore(saved.tensors)
+                    for name, stream in streams.items():
+                        stream.set_state(saved.tensors[f"stream/{name}"])
+                    start = time.perf_counter() - saved.values["seconds"]
+                    saved = None
+                while len(epochs) < end:
+                    begin = batches.get_state()
+                    for indices in islice(sampling.epoch(job.plan, batches), tally.steps, None):
                         phase.step(noised_mean(now, indices, noise, tally))
                         bar.update()
+                        if checkpoint:
+                            checkpoint.keep(state)
                     epochs.append(tally.epoch(job, time.perf_counter() - start))
                     start = time.perf_counter()
+                    tally = Tally(job.device, job.plan.clip)
                     finite(job, epochs)
                 held = max(held, phase.close())
     return Trained(epochs, held)
+
+
+def _tensors(backbone: Backbone) -> dict[str, Tensor]:
+    """All that a step, or a method between two phases, may change in place."""
+    model = backbone.model
+    named = {"parameter": model.named_parameters(), "buffer": model.named_buffers(), "mask": backbone.masks.items()}
+    return {f"{kind}/{name}": value for kind, values in named.items() for name, value in values}
+
+
+@torch.no_grad()
+def _restore(backbone: Backbone, saved: Mapping[str, Tensor]) -> None:
+    """Puts values in their places, which the same method has arranged in the same phase."""
+    tensors = _tensors(backbone)
+    for name, value in saved.items():
+        if name.startswith(("parameter/", "buffer/", "mask/")):
+            tensors[name].copy_(value)
+
+
+def _default(device: str) -> torch.Generator:
+    """The generator that dropout draws from."""
+    cpu: torch.Generator = torch.default_generator
+    return torch.cuda.default_generators[torch.cuda.current_device()] if device == "cuda" else cpu
 
 
 def progress_bar(job: Job, title: str, progress: TextIO | None) -> tqdm[NoReturn]:
@@ -108,7 +176,8 @@ class Phase:
 
     def __init__(self, job: Job, done: int) -> None:
         if job.plan.private:
-            check_independent(job.backbone.model, lambda: job.losses(job.batch(job.train, [0, 1])))
+            with _in_memory(job, [0, 1]):
+                check_independent(job.backbone.model, lambda: job.losses(job.batch(job.train, [0, 1])))
         self._bound = job.spec.optimiser.max_grad_norm
         self._updated = job.backbone.updated()
         self._optimiser = _OPTIMISERS[job.spec.optimiser.name](_groups(job), job.spec.optimiser)
@@ -123,6 +192,24 @@ class Phase:
             torch.nn.utils.clip_grad_norm_(self._updated.values(), self._bound)
         self._optimiser.step()
         self._schedule.step()
+
+    def state(self) -> dict[str, Tensor]:
+        """What the optimiser holds; the rate follows from the number of steps."""
+        held = self._optimiser.state_dict()["state"]
+        return {f"optimiser/{at}/{key}": value for at, values in held.items() for key, value in values.items()}
+
+    def restore(self, saved: Mapping[str, Tensor]) -> None:
+        """Takes what `state` gave, among other tensors."""
+        whole = self._optimiser.state_dict()
+        parameters = [parameter for group in self._optimiser.param_groups for parameter in group["params"]]
+        for name, value in saved.items():
+            if name.startswith("optimiser/"):
+                _, at, key = name.split("/")
+                like = parameters[int(at)]
+                if value.shape == like.shape:  # laid out like the parameter, as it was: sums may round by the layout
+                    value = torch.empty_like(like, dtype=value.dtype, device=value.device).copy_(value)
+                whole["state"].setdefault(int(at), {})[key] = value
+        self._optimiser.load_state_dict(whole)
 
     def close(self) -> int:
         """Drops the gradients and gives the bytes that the optimiser holds."""
@@ -139,18 +226,22 @@ def noised_mean(job: Job, indices: list[int], noise: torch.Generator, tally: Tal
 
     A method's penalty does not look at the data: its gradient comes after the noise.
     What a method makes of the released gradient (`release`) spends no privacy.
+
+    Raises:
+        Missing: One example alone does not fit into memory.
     """
     if begin_step := getattr(job.method, "begin_step", None):
         begin_step(job.backbone, noise)
-    sums = noised_sum(
-        job.backbone.model,
-        lambda cut: job.losses(job.batch(job.train, cut)),
-        job.cut(job.train, indices),
-        job.plan,
-        noise,
-        masks=job.backbone.masks,
-        watch=lambda cut, losses, norms: tally.add(job.train.count(cut), losses, norms),
-    )
+    with _in_memory(job, indices):
+        sums = noised_sum(
+            job.backbone.model,
+            lambda cut: job.losses(job.batch(job.train, cut)),
+            job.cut(job.train, indices),
+            job.plan,
+            noise,
+            masks=job.backbone.masks,
+            watch=lambda cut, losses, norms: tally.add(job.train.count(cut), losses, norms),
+        )
     tally.steps += 1
     size = job.plan.batch if job.plan.sampling == "poisson" else len(indices)
     mean = {name: value.div_(size) for name, value in sums.items()}
@@ -158,6 +249,17 @@ def noised_mean(job: Job, indices: list[int], noise: torch.Generator, tally: Tal
         _add_gradient(mean, penalty(job.backbone, job.config), job.backbone.trained())
     release: Callable[[Backbone, dict[str, Tensor]], dict[str, Tensor]] | None = getattr(job.method, "release", None)
     return release(job.backbone, mean) if release else mean
+
+
+@contextmanager
+def _in_memory(job: Job, indices: Sequence[int]) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        longest = max((job.train.count([index]) for index in indices), default=0)
+        where = f"{_title(job)}: {job.device} is out of memory"
+        what = f"{where} with as few examples as can pass, of up to {longest} tokens"
+        raise Missing(f"{what}: end what else uses it, or take a device with more") from None
 
 
 def _add_gradient(mean: dict[str, Tensor], penalty: Tensor, trained: dict[str, nn.Parameter]) -> None:
@@ -182,6 +284,22 @@ class Tally:
         self.clipped += (norms > self._clip).sum()
         self.tokens += tokens
         self.examples += len(losses)
+
+    def counts(self) -> dict[str, float]:
+        """The sums, exactly; waits for the device."""
+        return {
+            "loss": self.loss.item(),
+            "clipped": self.clipped.item(),
+            "tokens": self.tokens,
+            "examples": self.examples,
+            "steps": self.steps,
+        }
+
+    def restore(self, counts: Mapping[str, Any]) -> None:
+        """Takes what `counts` gave."""
+        self.loss.fill_(counts["loss"])
+        self.clipped.fill_(counts["clipped"])
+        self.tokens, self.examples, self.steps = counts["tokens"], counts["examples"], counts["steps"]
 
     def epoch(self, job: Job, seconds: float) -> Epoch:
         """The counts as an entry of the trail; waits for the device."""

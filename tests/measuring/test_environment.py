@@ -73,3 +73,20 @@ def test_no_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
 
     assert {"revision": None, "dirty": None} == module._git(tmp_path)
+
+
+def test_whole_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change anywhere in the package makes the environment dirty, not only one beside this module."""
+    package = tmp_path / "package"
+    (package / "measuring").mkdir(parents=True)
+    (package / "job.py").write_text("x = 1")
+    _git(tmp_path, "init", "-q")
+    _git(tmp_path, "add", ".")
+    _git(tmp_path, "commit", "-q", "-m", "one")
+    (package / "job.py").write_text("x = 2")
+    monkeypatch.setattr(module, "__file__", str(package / "measuring" / "environment.py"))
+    environment.cache_clear()
+    found = environment()
+    environment.cache_clear()
+
+    assert found["dirty"] is True

@@ -31,8 +31,8 @@ from peft_dp.privacy.plan import Plan, private_plan, spent
 from peft_dp.reproduce import ledger
 from peft_dp.spec import Optimiser, Privacy, from_json, to_json
 from peft_dp.training import loop
-from peft_dp.training.batching import Batch
 from peft_dp.training.loop import Tally, fit, noised_mean
+from peft_dp.validate import Missing
 
 Losses = Callable[[list[int]], Tensor]
 METHODS = registry.names("methods")
@@ -615,7 +615,7 @@ def test_not_finite(value: float) -> None:
 
 
 def test_out_of_memory() -> None:
-    """Footgun 23: where memory runs out nothing is released and no step counted; no example is dropped."""
+    """Footgun 23: where one example is too large nothing is released and no step counted; no example is dropped."""
     model = net()
     made = engine(model, physical=2)
     indices = next(made.batches())
@@ -631,19 +631,47 @@ def test_out_of_memory() -> None:
     assert 0 == made.ledger()["steps"]
 
 
-def test_out_of_memory_ends_a_run(job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Footgun 23: a run that is out of memory ends."""
-    made = private(job())
-    losses, calls = Job.losses, iter(range(99))
+def short_of_memory(job: Job, at: str, most: int) -> Job:
+    """The job, whose head is out of memory with more than so many examples, in its forward or its backward pass."""
 
-    def short(self: Job, batch: Batch) -> Tensor:
-        if next(calls) == 3:
+    def forward(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if len(output) > most:
             raise torch.OutOfMemoryError
-        return losses(self, batch)
 
-    monkeypatch.setattr(Job, "losses", short)
-    with pytest.raises(torch.OutOfMemoryError):
-        fit(made)
+    def backward(module: nn.Module, gradients: object, above: tuple[Tensor, ...]) -> None:
+        if len(above[0]) > most:
+            raise torch.OutOfMemoryError
+
+    head = job.backbone.model.get_submodule("head")
+    head.register_full_backward_hook(backward) if at == "backward" else head.register_forward_hook(forward)
+    return job
+
+
+@pytest.mark.parametrize("at", ["forward", "backward"])
+@pytest.mark.parametrize("plan", ["private", "plain"])
+@pytest.mark.parametrize("method", ["bitfit", "full", "lora"])
+def test_out_of_memory_halves(job: Callable[..., Job], at: str, plan: str, method: str) -> None:
+    """Footgun 23: a physical batch that does not fit is passed in halves, each example once, to the same sums."""
+    made, short = job(method), short_of_memory(job(method), at, 2)
+    if plan == "private":
+        made, short = private(made, noise_multiplier=0.0), private(short, noise_multiplier=0.0)
+    expected, tally = released(made, list(range(11))), Tally("cpu")
+    found = noised_mean(short, list(range(11)), rng.generator(0, "noise"), tally)
+
+    assert (11, made.train.count(range(11))) == (tally.examples, tally.tokens)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_out_of_memory_ends_a_run(job: Callable[..., Job]) -> None:
+    """Footgun 23: a run of which one example alone does not fit ends, and says whose it is and how long."""
+    made = short_of_memory(job(), "backward", 0)
+    longest = max(made.train.lengths)
+    said = f"seed 0: cpu is out of memory with as few examples as can pass, of up to {longest} tokens: end what else"
+    with pytest.raises(Missing, match=said):
+        fit(replace(made, plan=replace(made.plan, batch=24, steps_per_epoch=1)))
+    with pytest.raises(Missing, match="bitfit on sentiment, private, seed 0: cpu is out of memory"):
+        fit(private(made))
 
 
 @pytest.mark.parametrize("method", PHASED)
