@@ -23,11 +23,13 @@ from peft_dp.expected import Cell, Claim, Expect
 from peft_dp.records import Record
 from peft_dp.reporting.tolerance import (
     AMBER,
+    COLLAPSED,
     POSITIVE,
     POWER,
     RED,
     Spread,
     best_of,
+    joined,
     of_runs,
     pooled,
     prior,
@@ -49,10 +51,9 @@ class Finding:
         allowed: Largest difference that is no failure.
         unusual: Smallest difference worth a word.
         at_least: Whether only falling short counts.
-        at_most: Whether only exceeding counts.
         unsure: How far the true difference may lie beyond the one seen, one-sided at 5 %.
         margin: Difference within which the two count as equal.
-        band: How `allowed` came about, and what it can see.
+        band: The widths in words, how they came about, and what they can see.
     """
 
     quantity: str
@@ -61,7 +62,6 @@ class Finding:
     allowed: float
     unusual: float
     at_least: bool = False
-    at_most: bool = False
     unsure: float = 0.0
     margin: float = inf
     band: str = ""
@@ -70,7 +70,7 @@ class Finding:
     def status(self) -> Status:
         """Where our number lies."""
         over = self.ours - self.expected
-        gap = -over if self.at_least else over if self.at_most else abs(over)
+        gap = -over if self.at_least else abs(over)
         if not gap <= self.allowed:  # so that a gap that is not a number differs
             return "differs"
         if gap > self.unusual:
@@ -78,10 +78,10 @@ class Finding:
         return "reproduced" if gap + self.unsure <= self.margin else "undecided"
 
     def __str__(self) -> str:
-        bound = "at least " * self.at_least + "at most " * self.at_most
         return (
-            f"{MARKS[self.status]} {self.quantity}: expected {bound}{self.expected:.6g}, ours {self.ours:.6g}, "
-            f"gap {self.ours - self.expected:+.3g}, allowed {self.allowed:.3g}" + f" ({self.band})" * bool(self.band)
+            f"{MARKS[self.status]} {self.quantity}: expected {'at least ' * self.at_least}{self.expected:.6g}, "
+            f"ours {self.ours:.6g}, gap {self.ours - self.expected:+.3g}, "
+            + (self.band or f"allowed {self.allowed:.3g}")
         )
 
 
@@ -103,10 +103,10 @@ class Verdict:
 
     @property
     def status(self) -> Status:
-        """The worst of the findings; a known difference where the row announces it."""
+        """The worst of the findings, undecided without any; a known difference where the row announces it."""
         if not self.records:
             return "not run"
-        found = {finding.status for finding in self.findings}
+        found = {finding.status for finding in self.findings} or {"undecided"}
         if "differs" in found:
             return "known difference" if self.cell.row.differs else "differs"
         return next((status for status in ("amber", "undecided") if status in found), "reproduced")
@@ -123,16 +123,16 @@ def compare(cell: Cell, records: Sequence[Record]) -> Verdict:
     Raises:
         ValueError: Nothing is expected of the cell, so no run could fail it.
     """
+    scores = [record.values["score"] for record in records]
     findings = [
-        _score(cell, expect, records)
-        if name == "score"
-        else _printed(name, expect, fmean(r.values[name] for r in records))
+        _printed(name, expect, fmean(record.values[name] for record in records))
         for name, expect in cell.expect.items()
-        if expect.asserted
+        if expect.asserted and name != "score"
     ]
-    findings += [*_recorded(cell, records), *_alarm(cell, records)]
+    findings += [*judge_score(cell, scores), *_loss(cell, records), *_alarm(cell, scores)]
     if not findings and not cell.expect:
         raise ValueError(f"{cell.id} has no expectation: print one in its table or record one with `peft-dp bless`")
+    findings += _learnt(cell, records)
     return Verdict(cell=cell, records=records, findings=findings, reason=cell.row.differs)
 
 
@@ -147,38 +147,60 @@ def _printed(name: str, expect: Expect, ours: float) -> Finding:
     )
 
 
-def _score(cell: Cell, expect: Expect, records: Sequence[Record]) -> Finding:
-    """A printed score: the paper's spread over seeds and ours, or what stands for it, give the band."""
-    spread = printed_spread(cell, records)
-    best = best_of(expect.best_of) * spread.value if expect.best_of > 1 else 0.0
-    return _within(cell, expect.value - best, expect.runs, spread, _step(cell) / 2, records)
+def judge_score(cell: Cell, scores: Sequence[float]) -> list[Finding]:
+    """Our scores, one a seed, beside what the paper prints and what was recorded; the widths rest on how many."""
+    found = []
+    if (expect := cell.expect.get("score")) and expect.asserted:
+        spread = printed_spread(cell, scores)
+        best = best_of(expect.best_of) * spread.value if expect.best_of > 1 else 0.0
+        found.append(_within(cell, expect.value - best, expect.runs, spread, _step(cell) / 2, scores))
+    if theirs := cell.recorded.get(cell.row.id, {}).get(cell.task):
+        rounding = 50 / cell.spec.dev if cell.spec.dev else 0.05
+        spread = _spread(cell, cell.recorded, theirs)
+        found.append(_within(cell, fmean(theirs), len(theirs), spread, rounding, scores))
+    return found
 
 
 def _within(
-    cell: Cell, expected: float, runs: int, spread: Spread, rounding: float, records: Sequence[Record]
+    cell: Cell, expected: float, runs: int, spread: Spread, rounding: float, scores: Sequence[float]
 ) -> Finding:
     """Our mean score beside that of `runs` others, whose spread over seeds this is."""
-    ours = len(records)
-    found = spread.detectable(runs, ours)
+    ours = len(scores)
+    allowed, unusual, unsure = (spread.half_width(runs, ours, a) + rounding for a in (RED, AMBER, 2 * AMBER))
+    margin = resolution(*_scored(cell, expected))
+    equal = min(margin - unsure, unusual)
+    reproduced = f"reproduced within {equal:.3g}" if equal >= 0 else "too few runs to be reproduced"
     return Finding(
         quantity="score",
         expected=expected,
-        ours=fmean(record.values["score"] for record in records),
-        allowed=spread.half_width(runs, ours, RED) + rounding,
-        unusual=spread.half_width(runs, ours, AMBER) + rounding,
-        unsure=spread.half_width(runs, ours, 2 * AMBER),
-        margin=resolution(*_scored(cell, expected)),
-        band=f"spread {spread.value:.2f} over seeds, {spread.freedom} degrees of freedom, {runs} runs there and {ours} "
-        f"here, rounding {rounding:.2g}; a loss of {found:.2f} is seen with power {POWER:.0%}",
+        ours=fmean(scores),
+        allowed=allowed,
+        unusual=unusual,
+        unsure=unsure,
+        margin=margin,
+        band=f"{reproduced}, {_words(unusual, allowed, spread, runs, ours)}, rounding {rounding:.3g}; "
+        f"a loss of {spread.detectable(runs, ours):.3g} is seen with power {POWER:.0%}",
     )
 
 
-def printed_spread(cell: Cell, records: Sequence[Record] = ()) -> Spread:
+def _words(unusual: float, allowed: float, spread: Spread, theirs: int, ours: int) -> str:
+    return (
+        f"amber beyond {unusual:.3g}, differs beyond {allowed:.3g}: spread {spread.value:.3g} over seeds, "
+        f"{spread.freedom} degrees of freedom, runs {theirs} there and {ours} here"
+    )
+
+
+def printed_spread(cell: Cell, scores: Sequence[float] = ()) -> Spread:
     """The spread that a printed score is held to: that of its table's rows and of our runs; its own if far more."""
-    expect, spread = cell.expect["score"], pooled([*printed_spreads(cell), *_ours(records)])
-    if expect.std and expect.runs > 1 and (own := Spread(expect.std, expect.runs - 1)).collapsed(spread):
+    expect, theirs = cell.expect["score"], pooled(printed_spreads(cell))
+    if expect.std and expect.runs > 1 and (own := Spread(expect.std, expect.runs - 1)).collapsed(theirs):
         return own
-    return spread
+    return _with_ours(theirs, scores)
+
+
+def _with_ours(theirs: Spread, scores: Sequence[float]) -> Spread:
+    """The spread of others with that of our runs, unless these collapsed: a broken run widens no band."""
+    return joined([theirs, *(own for own in _ours(scores) if not own.collapsed(theirs))])
 
 
 def printed_spreads(cell: Cell) -> list[Spread]:
@@ -203,8 +225,7 @@ def _scored(cell: Cell, score: float) -> tuple[str, float, int, float]:
     return tasks.find(cell.task).metric, score, size, POSITIVE.get(cell.task, 0.5)
 
 
-def _ours(records: Sequence[Record]) -> list[Spread]:
-    scores = [record.values["score"] for record in records]
+def _ours(scores: Sequence[float]) -> list[Spread]:
     return [of_runs(scores)] if len(scores) > 1 and max(scores) > min(scores) else []
 
 
@@ -214,27 +235,22 @@ def _step(cell: Cell) -> float:
     return 10.0 ** -max(len(f"{expect.value:.10g}".partition(".")[2]) for expect in columns if expect)
 
 
-def _recorded(cell: Cell, records: Sequence[Record]) -> list[Finding]:
-    theirs = cell.recorded.get(cell.row.id, {}).get(cell.task)
-    if not theirs:
-        return []
-    rounding = 50 / cell.spec.dev if cell.spec.dev else 0.05
-    spread = _spread(cell, cell.recorded, theirs)
-    return [_within(cell, fmean(theirs), len(theirs), spread, rounding, records), *_loss(cell, records)]
-
-
 def _loss(cell: Cell, records: Sequence[Record]) -> list[Finding]:
-    """The last epoch's training loss: of thousands of examples, so it sees a wrong method before the score does."""
+    """The last epoch's training loss: of thousands of examples, so it sees a wrong method before the score does.
+
+    Not that of a private run: it follows the noise, and now and then far further than a t interval allows.
+    """
     theirs = cell.losses.get(cell.row.id, {}).get(cell.task)
-    if not theirs:
+    if not theirs or cell.spec.privacy:
         return []
-    spread = _spread(cell, cell.losses, theirs)
-    unusual, allowed = (spread.half_width(len(theirs), len(records), chance) for chance in (AMBER, RED))
+    spread, runs = _spread(cell, cell.losses, theirs), (len(theirs), len(records))
+    unusual, allowed = (spread.half_width(*runs, chance) for chance in (AMBER, RED))
     ours = fmean(nan if (loss := record.trail[-1].loss) is None else loss for record in records)
-    return [Finding(quantity="loss", expected=fmean(theirs), ours=ours, allowed=allowed, unusual=unusual)]
+    band = _words(unusual, allowed, spread, *runs)
+    return [Finding(quantity="loss", expected=fmean(theirs), ours=ours, allowed=allowed, unusual=unusual, band=band)]
 
 
-def _alarm(cell: Cell, records: Sequence[Record]) -> list[Finding]:
+def _alarm(cell: Cell, scores: Sequence[float]) -> list[Finding]:
     """Our spread, where it is larger than that of the others by more than chance explains: a run may have collapsed."""
     theirs = cell.recorded.get(cell.row.id, {}).get(cell.task)
     if theirs:
@@ -243,11 +259,40 @@ def _alarm(cell: Cell, records: Sequence[Record]) -> list[Finding]:
         rest = printed_spread(cell)
     else:
         return []
+    listed = ", ".join(f"{score:.2f}" for score in scores)
+    band = f"more than chance explains (F test at {COLLAPSED:.1%}): has a run collapsed? Ours are {listed}"
     return [
-        Finding(quantity="spread", expected=rest.value, ours=own.value, allowed=inf, unusual=0.0, at_most=True)
-        for own in _ours(records)
+        Finding(quantity="spread", expected=rest.value, ours=own.value, allowed=inf, unusual=0.0, band=band)
+        for own in _ours(scores)
         if own.collapsed(rest)
     ]
+
+
+def _learnt(cell: Cell, records: Sequence[Record]) -> list[Finding]:
+    """That a run learnt nothing, whatever its score: its loss is not finite, or every example gets the same answer.
+
+    The latter is amber where what is expected is no better, as far as the dev set can tell, and nothing where no score
+    is expected, as of a row that is there for its time.
+    """
+    found = []
+    if lost := [record.spec.seed for record in records if record.trail and record.trail[-1].loss is None]:
+        band = f"trained, but nothing learnt: the last epoch's loss is not finite with seed {_listed(lost)}"
+        share = 1 - len(lost) / len(records)
+        found.append(Finding(quantity="finite losses", expected=1.0, ours=share, allowed=0.0, unusual=0.0, band=band))
+    expected = [expect.value] if (expect := cell.expect.get("score")) and expect.asserted else []
+    expected += cell.recorded.get(cell.row.id, {}).get(cell.task, [])
+    mute = [record for record in records if record.values.get("answers") == 1]
+    if mute and expected:
+        seeds = _listed([record.spec.seed for record in mute])
+        band = f"trained, but nothing learnt: the score is that of always saying the same class, with seed {seeds}"
+        nothing = max(record.values["score"] - record.values["above_majority"] for record in mute)
+        allowed = inf if min(expected) <= nothing + resolution(*_scored(cell, nothing)) else 0.0
+        found.append(Finding(quantity="answers", expected=2.0, ours=1.0, allowed=allowed, unusual=0.0, band=band))
+    return found
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    return ", ".join(f"{seed}" for seed in seeds)
 
 
 def _spread(cell: Cell, recorded: Mapping[str, Mapping[str, list[float]]], theirs: Sequence[float]) -> Spread:
@@ -298,15 +343,14 @@ def _slack(claim: Claim, pair: int, runs: Mapping[str, Sequence[Record]]) -> flo
     for cells, factor in zip(claim.sides, (1.0, claim.times), strict=True):
         weight = factor / len(cells) if claim.over == "mean" and cells else factor
         for cell in cells if claim.over == "mean" else cells[pair : pair + 1]:
-            theirs = cell.recorded.get(cell.row.id, {}).get(cell.task)
-            records = [] if cell.row.cited else _ours(runs[cell.id])
-            printed = printed_spreads(cell) if "score" in cell.expect else []
-            spread = (
-                _spread(cell, cell.recorded, theirs)
-                if theirs
-                else pooled([*printed, *records] or [_prior(cell, _value(cell, "score", runs))])
-            )
-            number = cell.expect["score"].runs if cell.row.cited else len(runs[cell.id])
+            scores = [] if cell.row.cited else [record.values["score"] for record in runs[cell.id]]
+            if theirs := cell.recorded.get(cell.row.id, {}).get(cell.task):
+                spread = _spread(cell, cell.recorded, theirs)
+            elif "score" in cell.expect:
+                spread = _with_ours(pooled(printed_spreads(cell)), scores)
+            else:
+                spread = _with_ours(_prior(cell, fmean(scores)), scores)
+            number = cell.expect["score"].runs if cell.row.cited else len(scores)
             square += (weight * spread.value) ** 2 / number
             freedom = min(freedom, spread.freedom)
     return Spread(sqrt(square), freedom).half_width(1, 10**9, 2 * RED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ def gather(folder: Path) -> Gathered:
     Raises:
         ValueError: There is no such folder, or no record in it.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # where `Path.is_dir` raises for a name that is too long
         raise ValueError(f"{folder} is not a folder: give the one that a session named as its records")
     records: list[Record] = []
     damaged: list[str] = []

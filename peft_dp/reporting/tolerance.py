@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import sqrt
 from statistics import variance
 
@@ -70,14 +71,15 @@ def pooled(spreads: Sequence[Spread]) -> Spread:
     """
     if not spreads:
         raise ValueError("no spread to pool")
-
-    def whole(some: Sequence[Spread]) -> Spread:
-        freedom = sum(spread.freedom for spread in some)
-        return Spread(sqrt(sum(spread.freedom * spread.value**2 for spread in some) / freedom), freedom)
-
     others = [[*spreads[:i], *spreads[i + 1 :]] for i in range(len(spreads))]
-    kept = [s for s, rest in zip(spreads, others, strict=True) if not rest or not s.collapsed(whole(rest))]
-    return whole(kept or spreads)
+    kept = [s for s, rest in zip(spreads, others, strict=True) if not rest or not s.collapsed(joined(rest))]
+    return joined(kept or spreads)
+
+
+def joined(spreads: Sequence[Spread]) -> Spread:
+    """One spread from at least one, by squares and degrees of freedom."""
+    freedom = sum(spread.freedom for spread in spreads)
+    return Spread(sqrt(sum(spread.freedom * spread.value**2 for spread in spreads) / freedom), freedom)
 
 
 def of_runs(scores: Sequence[float]) -> Spread:
@@ -131,6 +133,7 @@ def standard_error(metric: str, score: float, examples: int, positive: float = 0
     return sqrt(score * (1 - score) / examples)
 
 
+@cache
 def best_of(runs: int) -> float:
     """Mean of the largest of so many standard normal values."""
     from scipy.integrate import quad
