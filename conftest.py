@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -15,9 +16,10 @@ import pytest
 from peft_dp.expected import FOLDER, Cell, Claim, Fact
 from peft_dp.expected import MARKERS as BUDGET_MARKERS
 from peft_dp.places import Places
-from peft_dp.records import Record, Records
+from peft_dp.records import Record, Records, Unwritable
 from peft_dp.reporting.compare import Verdict, compare, judge
-from peft_dp.reporting.table import table
+from peft_dp.reporting.export import to_markdown
+from peft_dp.reporting.table import text
 from peft_dp.validate import Missing
 
 MARKERS = {
@@ -66,7 +68,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Registers markers, and refuses options that cannot work before anything starts."""
     for name, meaning in MARKERS.items():
         config.addinivalue_line("markers", f"{name}: {meaning}")
-    for folder in FOLDER.iterdir():
+    for folder in FOLDER.glob("*/"):
         config.addinivalue_line("markers", f"{folder.name}: cells of expected/{folder.name}")
     if not config.option.markexpr:
         config.option.markexpr = SELECTED[config.option.peft_budget]
@@ -125,6 +127,21 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         session.config.stash[records_key] = Records(folder)
     except ValueError as error:
         raise pytest.UsageError(str(error)) from None
+    if session.config.pluginmanager.hasplugin("terminalreporter"):  # a worker of xdist has none
+        logging.getLogger("peft_dp").addHandler(_Lines(session.config.pluginmanager))
+
+
+class _Lines(logging.Handler):
+    """Says a warning of the package when it happens, which pytest keeps for the tests that fail."""
+
+    def __init__(self, plugins: pytest.PytestPluginManager) -> None:
+        super().__init__(logging.WARNING)
+        self._reporter, self._capture = map(plugins.getplugin, ("terminalreporter", "capturemanager"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with self._capture.global_and_fixture_disabled():
+            self._reporter.ensure_newline()
+            self._reporter.write_line(f"peft-dp: {record.getMessage()}")
 
 
 @contextmanager
@@ -146,8 +163,13 @@ def records_of(request: pytest.FixtureRequest) -> Callable[[Cell], list[Record]]
         from peft_dp.reproduce import runs
 
         specs = cell.specs(config.option.peft_seeds)
-        with _terminal(config) as bar:
-            return runs(specs, config.stash[places_key], config.stash[records_key], bar)
+        try:
+            with _terminal(config) as bar:
+                return runs(specs, config.stash[places_key], config.stash[records_key], bar)
+        except FloatingPointError as error:
+            pytest.fail(str(error), pytrace=False)
+        except Unwritable as error:  # nor would any other cell's record find room
+            pytest.exit(str(error), returncode=2)
 
     return run
 
@@ -236,17 +258,19 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 
 @pytest.hookimpl(wrapper=True)
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Iterator[None]:
-    """Prints the table of verdicts, what did not run and why, and what benchmarks have to say."""
+    """Prints what benchmarks and verdicts have to say; on GitHub, adds the verdicts to the job's summary."""
     yield
     verdicts, texts = config.stash[verdicts_key], config.stash[texts_key]
     if not (verdicts or texts):
         return
+    writer = config.get_terminal_writer()
     terminalreporter.section("peft-dp")
-    for text in texts:
-        terminalreporter.write_line(text)
+    verbose, colour = config.get_verbosity() > 0, writer.hasmarkup
+    for part in (*texts, text(verdicts, width=writer.fullwidth, verbose=verbose, colour=colour)):
+        terminalreporter.write_line(part)
     if any(verdict.records for verdict in verdicts):
-        terminalreporter.write_line(table(verdicts))
         seconds = [epoch.seconds for verdict in verdicts for record in verdict.records for epoch in record.trail]
         terminalreporter.write_line(f"{sum(seconds):.0f} s of training; records: {config.stash[records_key].folder}")
-    for reason, count in Counter(verdict.reason for verdict in verdicts if not verdict.records).items():
-        terminalreporter.write_line(f"{count} cell{'s' * (count > 1)} not run: {reason}")
+    if verdicts and (summary := os.environ.get("GITHUB_STEP_SUMMARY")):
+        with Path(summary).open("a", encoding="utf-8") as file:
+            file.write(to_markdown(verdicts))

@@ -5,66 +5,131 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from textwrap import fill
 from typing import Any
 
+import shtab
 from tabulate import tabulate
 
-from peft_dp import expected
-from peft_dp.expected import MARKERS, Cell, Claim, Fact
-from peft_dp.spec import Budget, to_json
+from peft_dp import expected, showing
+from peft_dp.files import write
 from peft_dp.validate import Missing
 
 MINIMUM_SEEDS = 5
 FIRST_SEED = 5
 """The first that `bless` records: tests train 0, 1, ..., so that they are compared with other runs than their own."""
-NEEDS: dict[Budget, str] = {"smoke": "nothing", "small": "real data", "paper": "a GPU, weights and data"}
-"""Budget -> what a run of it needs beside the installed package."""
 
-Lines = list[tuple[str, Any]]
-"""What `show` prints: names and texts; an empty text is left out."""
+SCREEN = Path("-")
+"""The name of a file that stands for standard output."""
+
+EXIT_CODES = """exit codes:
+    0  done
+    1  a cell differs, moved, leaks or learnt nothing; of `doctor`: the main job cannot run here
+    2  bad input
+    3  this machine lacks something: data, weights, a GPU
+  130  interrupted
+
+shell completion: eval "$(peft-dp --print-completion bash)"
+"""
+_LISTED = "$(peft-dp list | awk 'NR > 2 { print $1 }')"
+COMPLETION = {
+    "bash": f'_peft_dp_ids() {{ compgen -W "{_LISTED}" -- "$1"; }}',
+    "zsh": f"_peft_dp_ids() {{ compadd -- {_LISTED} }}",
+}
+"""Shell -> the function that completes ids."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one verb; 0 for done, 1 for a cell that differs or leaks, 2 for bad input, 3 for a thing not here."""
-    options = _parser().parse_args(arguments)
+    """Runs one verb.
+
+    Returns:
+        The exit code, as `EXIT_CODES` says.
+    """
     try:
+        options = _parser().parse_args(arguments)
         return int(options.verb(options))
+    except FloatingPointError as error:
+        return _failed(error, 1)
     except ValueError as error:
-        print(f"peft-dp: {error}", file=sys.stderr)
-        return 2
+        return _failed(error, 2)
     except Missing as error:
-        print(f"peft-dp: {error}", file=sys.stderr)
-        return 3
+        return _failed(error, 3)
+    except KeyboardInterrupt:
+        print("peft-dp: interrupted; records that were written stay, a run in progress left none", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # as behind `| head`: the reader has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 
+def _failed(error: Exception | str, code: int) -> int:
+    """Says what is wrong, on one line and with nothing in it that steers a terminal."""
+    line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in str(error))
+    print(f"peft-dp: {line}", file=sys.stderr)
+    return code
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="peft-dp", description="Rows of PEFT and DP papers as runs that can be checked."
+        prog="peft-dp",
+        description="Rows of PEFT and DP papers as runs that can be checked. `peft-dp VERB --help` has examples.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    shtab.add_argument_to(parser, preamble=COMPLETION, help="print the lines that make a shell complete verbs and ids")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
+    add = partial(_verb, verbs)
 
-    verb = verbs.add_parser("list", help="all facts, cells, cited cells and claims: id, needs, what is expected")
+    verb = add(
+        "doctor",
+        "what this machine can run, and what mends the rest; nothing is fetched",
+        "peft-dp doctor",
+        "peft-dp doctor --data DIR --backbones DIR  # with folders of your own",
+        "peft-dp doctor --json",
+    )
+    verb.add_argument("--json", action="store_true", help="one JSON object")
+    _folders(verb)
+    _records(verb)
+    verb.set_defaults(verb=doctor)
+
+    verb = add(
+        "list",
+        "all facts, cells, cited cells and claims: id, needs, what is expected",
+        "peft-dp list",
+        "peft-dp list slash/table2  # one table",
+        "peft-dp list --json embedded/",
+    )
     verb.add_argument("prefix", nargs="?", default="", metavar="PREFIX", help="only ids that start so, e.g. slash/")
     verb.add_argument("--json", action="store_true", help="one JSON list")
     verb.set_defaults(verb=show_all)
 
-    verb = verbs.add_parser("show", help="one fact, cell, cited cell or claim: definition and expectation")
-    verb.add_argument("id", help="e.g. embedded/smoke/bitfit/sentiment or slash/claims/c1")
+    verb = add(
+        "show",
+        "one fact, cell, cited cell or claim: definition and expectation",
+        "peft-dp show embedded/smoke/bitfit/sentiment",
+        "peft-dp show slash/claims/c1  # what a paper states of its rows",
+        "peft-dp show slash/table2/slash-d1024/rte --json",
+    )
+    _id(verb, "e.g. embedded/smoke/bitfit/sentiment or slash/claims/c1")
+    verb.add_argument("--json", action="store_true", help="one JSON object")
     verb.set_defaults(verb=show)
 
-    verb = verbs.add_parser("run", help="train one cell, print its record, and keep it")
-    verb.add_argument("id", help="e.g. embedded/smoke/bitfit/sentiment")
-    verb.add_argument("--seed", type=int, default=0)
+    verb = add(
+        "run",
+        "train one cell, print its record, and keep it",
+        "peft-dp run embedded/smoke/bitfit/sentiment --seed 7",
+        "peft-dp run embedded/smoke/bitfit/sentiment --task sst2 --data DIR  # on another task",
+        "peft-dp run embedded/smoke/bitfit/sentiment --backbone distilbert --json",
+    )
+    _id(verb, "e.g. embedded/smoke/bitfit/sentiment")
+    verb.add_argument("--json", action="store_true", help="one JSON object")
+    verb.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
     verb.add_argument(
         "--backbone", metavar="NAME", help="another than the row's, e.g. minilm; then nothing is expected"
     )
@@ -73,239 +138,110 @@ def _parser() -> argparse.ArgumentParser:
     _records(verb)
     verb.set_defaults(verb=run)
 
-    verb = verbs.add_parser("audit", help="a lower bound on epsilon of one private cell, found by attacking it")
-    verb.add_argument("id", help="e.g. embedded/smoke/bitfit-dp/sentiment")
-    verb.add_argument("--seed", type=int, default=0)
+    verb = add(
+        "audit",
+        "a lower bound on epsilon of one private cell, found by attacking it",
+        "peft-dp audit embedded/smoke/bitfit-dp/sentiment",
+        "peft-dp audit embedded/smoke/bitfit-dp/sentiment --canaries 1000 --json  # coarser and quicker",
+    )
+    _id(verb, "e.g. embedded/smoke/bitfit-dp/sentiment")
+    verb.add_argument("--json", action="store_true", help="one JSON object")
+    verb.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
     verb.add_argument("--canaries", type=int, metavar="M", default=10_000, help="at most; default: 10000")
     _places(verb)
     verb.set_defaults(verb=audit)
 
-    verb = verbs.add_parser("bless", help="record what this machine gives as the expectation of a table or a row")
+    verb = add(
+        "bless",
+        "record what this machine gives as the expectation of a table or a row",
+        "peft-dp bless embedded/smoke/bitfit  # one row",
+        "peft-dp bless embedded/smoke --seeds 10",
+    )
     verb.add_argument("table", help="a table or one row of it, e.g. embedded/smoke or embedded/smoke/bitfit")
-    verb.add_argument("--seeds", type=int, default=MINIMUM_SEEDS)
+    verb.add_argument("--seeds", type=int, default=MINIMUM_SEEDS, metavar="N", help=f"default: {MINIMUM_SEEDS}")
     _places(verb)
     _records(verb)
     verb.set_defaults(verb=bless)
+
+    verb = add(
+        "report",
+        "the verdicts of a folder of records, without running anything",
+        "peft-dp report records/",
+        "peft-dp report records/ --html report.html --csv report.csv",
+        "peft-dp report records/ --markdown -  # on the screen",
+    )
+    verb.add_argument("records", type=Path, metavar="RECORDS", help="the folder that a session named")
+    for form in ("html", "markdown", "latex", "csv"):
+        verb.add_argument(f"--{form}", type=Path, metavar="FILE", help="write them so too; - for the screen, alone")
+    verb.add_argument("-v", "--verbose", action="store_true", help="a line a cell with its numbers, in place of grids")
+    verb.set_defaults(verb=report)
+
+    verb = add(
+        "compare",
+        "what moved between two folders of records, and what differs where it did",
+        "peft-dp compare records/before records/after",
+        "peft-dp compare records/before records/after --json",
+    )
+    verb.add_argument("before", type=Path, metavar="A", help="a folder of records")
+    verb.add_argument("after", type=Path, metavar="B", help="another, of the same cells")
+    verb.add_argument("--json", action="store_true", help="one JSON object")
+    verb.set_defaults(verb=compare)
     return parser
 
 
+def _verb(verbs: Any, name: str, says: str, *examples: str) -> argparse.ArgumentParser:
+    """Adds a verb whose help ends in examples."""
+    made: argparse.ArgumentParser = verbs.add_parser(
+        name,
+        help=says,
+        description=f"{says[0].upper()}{says[1:]}.",
+        epilog="\n  ".join(["examples:", *examples]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return made
+
+
+def _id(verb: argparse.ArgumentParser, says: str) -> None:
+    action: Any = verb.add_argument("id", help=says)
+    action.complete = dict.fromkeys(COMPLETION, "_peft_dp_ids")  # where shtab looks for it
+
+
+def _folders(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--data", "--peft-data", type=Path, metavar="DIR", help="real data, e.g. GLUE's official folders")
+    verb.add_argument(
+        "--backbones", "--peft-backbones", type=Path, metavar="DIR", help="pretrained models, one folder each"
+    )
+
+
 def _places(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--data", type=Path, metavar="DIR", help="real data, e.g. GLUE's official folders")
-    verb.add_argument("--backbones", type=Path, metavar="DIR", help="pretrained models, one folder each")
-    verb.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    _folders(verb)
+    verb.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: CUDA if there is any")
 
 
 def _records(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--records", type=Path, metavar="DIR", default=Path("records"), help="default: records/")
 
 
+def doctor(options: argparse.Namespace) -> int:
+    """Prints what this machine can run; 1 where that is not the whole main job."""
+    from peft_dp.doctor import examine, text
+    from peft_dp.places import Places
+
+    report = examine(Places(data=options.data, backbones=options.backbones), options.records)
+    print(json.dumps(asdict(report), indent=1) if options.json else text(report))
+    return int(not report.well)
+
+
 def show_all(options: argparse.Namespace) -> int:
-    """Prints a line for each fact, cell, cited cell and claim, or for those whose id starts so.
-
-    Raises:
-        ValueError: No id starts so.
-    """
-    every = [
-        *map(_fact_line, expected.facts()),
-        *map(_line, expected.cells()),
-        *map(_cited_line, expected.cells(cited=True)),
-        *map(_claim_line, expected.claims()),
-    ]
-    lines = [line for line in every if line["id"].startswith(options.prefix)]
-    if every and not lines:
-        raise ValueError(f"no id starts with {options.prefix!r}; `peft-dp list` shows all")
-    if options.json:
-        print(json.dumps(lines, indent=1))
-    else:
-        short = [line | {"known difference": "yes" if line["known difference"] else ""} for line in lines]
-        # Figures stay as papers print them: "0.60" is not 0.6.
-        print(tabulate(short, headers="keys", disable_numparse=True))
+    """Prints a line for each fact, cell, cited cell and claim, or for those whose id starts so."""
+    showing.show_all(options.prefix, as_json=options.json)
     return 0
-
-
-def _entry(name: str, marker: str, expected: str, differs: str, needs: str = "nothing", **more: Any) -> dict[str, Any]:
-    setting = {key: more.get(key) for key in ("backbone", "method", "epsilon")}
-    return {"id": name, "marker": marker, "needs": needs, **setting, "expected": expected, "known difference": differs}
-
-
-def _line(cell: Cell) -> dict[str, Any]:
-    spec = cell.spec
-    setting = {"backbone": spec.backbone, "method": spec.method, "epsilon": spec.privacy and spec.privacy.epsilon}
-    return _entry(cell.id, MARKERS[spec.budget], _values(cell), cell.row.differs, NEEDS[spec.budget], **setting)
-
-
-def _cited_line(cell: Cell) -> dict[str, Any]:
-    return _entry(cell.id, "cited", _values(cell), cell.row.differs)
-
-
-def _claim_line(claim: Claim) -> dict[str, Any]:
-    needs = NEEDS[claim.sides[0][0].table.budget] if _runs(claim) else "nothing"
-    return _entry(_claim_id(claim), "claims", claim.says, claim.differs, needs)
-
-
-def _fact_line(fact: Fact) -> dict[str, Any]:
-    return _entry(f"{fact.paper}/{fact.id}", "facts", fact.printed, fact.differs, **fact.given)
-
-
-def _values(cell: Cell) -> str:
-    return " ".join(f"{name}={_number(expect.value)}" for name, expect in cell.expect.items())
-
-
-def _number(value: float) -> str:
-    return f"{round(value, 4):,.15g}"
-
-
-def _claim_id(claim: Claim) -> str:
-    return f"{claim.paper}/claims/{claim.id}"
-
-
-def _runs(claim: Claim) -> bool:
-    """Whether runs of ours are held against it."""
-    return not claim.differs and any(not cell.row.cited for side in claim.sides for cell in side)
 
 
 def show(options: argparse.Namespace) -> int:
     """Prints one fact, cell, cited cell or claim on one screen."""
-    known = [
-        *((f"{fact.paper}/{fact.id}", partial(_show_fact, fact)) for fact in expected.facts()),
-        *((cell.id, partial(_show_cited, cell)) for cell in expected.cells(cited=True)),
-        *((_claim_id(claim), partial(_show_claim, claim)) for claim in expected.claims()),
-    ]
-    for name, page in known:
-        if name == options.id:
-            _print(page())
-            return 0
-    cell = expected.find(options.id)
-    _print(_show_cell(cell))
-    # Wrapped between values, so that it is still JSON.
-    print(fill(json.dumps(to_json(cell.spec)), 108, break_long_words=False, break_on_hyphens=False))
+    showing.show(options.id, as_json=options.json)
     return 0
-
-
-def _print(lines: Sequence[tuple[str, Any]]) -> None:
-    kept = [line for line in lines if line[1]]
-    print(tabulate(kept, tablefmt="plain", maxcolwidths=[None, 96], disable_numparse=True))
-
-
-def _show_fact(fact: Fact) -> Lines:
-    test = f'pytest "bench/test_{fact.paper}.py::test_facts[{fact}]" -m facts'
-    return [*({"fact": f"{fact.paper}/{fact.id}"} | asdict(fact) | {"test": test}).items()]
-
-
-def _show_cell(cell: Cell) -> Lines:
-    table, row = cell.table, cell.row
-    recorded = cell.recorded.get(row.id, {}).get(cell.task, [])
-    return [
-        ("cell", cell.id),
-        *_about(cell),
-        *_printed(cell),
-        *_bands(cell),
-        ("recorded", ", ".join(f"{score:.1f}" for score in recorded)),
-        ("assumed", ", ".join(row.assumed)),
-        ("differs", row.differs),
-        ("note", table.note),
-        ("needs", NEEDS[table.budget]),
-        ("run", f"peft-dp run {cell.id}"),
-        ("test", f'pytest "bench/test_{table.paper}.py::test_{table.table}[{cell}]" -m {MARKERS[table.budget]}'),
-    ]
-
-
-def _show_cited(cell: Cell) -> Lines:
-    return [
-        ("cited", f"{cell.id}, never run"),
-        *_about(cell),
-        ("cited from", cell.row.cited),
-        *_printed(cell),
-        ("differs", cell.row.differs),
-    ]
-
-
-def _about(cell: Cell) -> Lines:
-    return [("row", cell.row.title), ("table", cell.table.title), ("source", cell.table.source)]
-
-
-def _printed(cell: Cell) -> Lines:
-    """The printed numbers, one a line."""
-    found: Lines = []
-    for name, expect in cell.expect.items():
-        words = [f"{name} {'at least ' * expect.at_least}{_number(expect.value)}"]
-        # The band of a score is computed instead.
-        words[0] += f" +- {expect.within:g}" * (name != "score" and expect.asserted)
-        words += [] if expect.std is None else [f"std {expect.std:g}"]
-        words += [f"mean of {expect.runs} runs"] * (expect.runs > 1)
-        words += [f"best of {expect.best_of} runs on the scored data"] * (expect.best_of > 1)
-        words += ["shown, not asserted"] * (not expect.asserted)
-        found.append(("" if found else "printed", ", ".join(words) + f" ({expect.why})" * bool(expect.why)))
-    return found
-
-
-def _bands(cell: Cell) -> Lines:
-    """The band that runs of ours are judged by: of one run, and of as many as the table asks for."""
-    from peft_dp.records import Record
-    from peft_dp.reporting.compare import compare, printed_spread
-    from peft_dp.reporting.tolerance import POWER
-
-    # Only the widths are shown, and these do not depend on what a run gives.
-    values = {"score": 0.0} | {name: expect.value for name, expect in cell.expect.items()}
-    rest: dict[str, Any] = {"ledger": None, "trail": [], "cost": {}, "sources": {}, "environment": {}}
-    expect = cell.expect.get("score")
-    spread = printed_spread(cell) if expect and expect.asserted else None
-    found: Lines = []
-    for runs in sorted({1, cell.table.seeds}):
-        records = [Record(key="", spec=spec, values=values, **rest) for spec in cell.specs(runs)]
-        for finding in compare(cell, records).findings:
-            if finding.quantity != "score":
-                continue
-            band = f"{runs} run{'s' * (runs > 1)}: {finding.expected:.2f} +- {finding.unusual:.2f} agrees"
-            band += f", +- {finding.allowed:.2f} passes"
-            if spread and expect:
-                band += f"; a loss of {spread.detectable(expect.runs, runs):.2f} is seen with power {POWER:.0%}"
-            found.append(("" if found else "band", band))
-    described = f"{spread.value:.2f} over seeds, {spread.freedom} degrees of freedom" if spread else ""
-    return [("spread", described), *found]
-
-
-def _show_claim(claim: Claim) -> Lines:
-    return [
-        ("claim", _claim_id(claim)),
-        ("says", claim.says),
-        ("section", claim.section),
-        ("formula", _formula(claim)),
-        *_decided(claim),
-        ("differs", claim.differs),
-        ("needs", _claim_line(claim)["needs"]),
-        *_tests(claim),
-    ]
-
-
-def _formula(claim: Claim) -> str:
-    left, right = f"{claim.left} {claim.quantity}", _number(claim.plus)
-    if claim.right is not None:
-        right = f"{_number(claim.times)} x " * (claim.times != 1) + f"{claim.right} {claim.quantity}"
-        right += f" {'-' if claim.plus < 0 else '+'} {_number(abs(claim.plus))}" * (claim.plus != 0)
-    over = "" if len(claim.tasks) == 1 else "each of " if claim.over == "each" else "the mean over "
-    return f"{left} {claim.relation} {right} on {over}{', '.join(claim.tasks)} of {claim.paper}/{claim.table}"
-
-
-def _decided(claim: Claim) -> Lines:
-    """The paper's own numbers, pair by pair."""
-    pairs = claim.printed()
-    if pairs is None:
-        return [("printed", "no numbers that decide it")]
-    names = claim.tasks if claim.over == "each" else ["mean"]
-    found: Lines = []
-    for name, (left, right) in zip(names, pairs, strict=True):
-        verdict = "holds" if claim.holds([(left, right)]) else "does not hold"
-        text = f"{name}: {_number(left)} {claim.relation} {_number(right)} {verdict}"
-        found.append(("" if found else "printed", text))
-    return found
-
-
-def _tests(claim: Claim) -> Lines:
-    names = ["test_printed_claims"] * (claim.printed() is not None) + ["test_claims"] * (not claim.differs)
-    tests = [f'pytest "bench/test_{claim.paper}.py::{name}[{claim}]" -m claims' for name in names]
-    first, *rest = tests or ["none: a known difference of which nothing is printed"]
-    return [("test", first), *(("", test) for test in rest)]
 
 
 def run(options: argparse.Namespace) -> int:
@@ -321,12 +257,21 @@ def run(options: argparse.Namespace) -> int:
     own = {"backbone": cell.spec.backbone, "task": cell.spec.task}
     others = {name: value for name in own if (value := getattr(options, name)) not in (None, own[name])}
     record = run(replace(cell.spec.seeded(options.seed), **others), places, records, _bar())
-    print(json.dumps({"values": record.values, "cost": record.cost, "ledger": record.ledger}, indent=1))
+    gave = {"values": record.values, "cost": record.cost, "ledger": record.ledger}
     verdict = compare(cell, [record]) if not others else None
+    code = int(verdict is not None and verdict.status == "differs")
+    path = records.path(record.spec, record.key)
+    if options.json:
+        found = verdict.findings if verdict else ()
+        findings = [{"quantity": each.quantity, "status": each.status, "says": str(each)} for each in found]
+        judged = {"verdict": verdict and verdict.status, "findings": findings}
+        print(json.dumps({"id": cell.id, "instead": others, **gave, **judged, "record": str(path)}, indent=1))
+        return code
+    print(json.dumps(gave, indent=1))
     changed = ", ".join(f"{name} {value} for {own[name]}" for name, value in others.items())
     print(verdict or f"{cell.id} with {changed}: not the row's own, so nothing is expected of it")
-    print(f"record: {records.path(record.spec, record.key)}")
-    return int(verdict is not None and verdict.status == "differs")
+    print(f"record: {path}")
+    return code
 
 
 def audit(options: argparse.Namespace) -> int:
@@ -346,6 +291,10 @@ def audit(options: argparse.Namespace) -> int:
     spec = cell.spec.seeded(options.seed)
     places = Places(data=options.data, backbones=options.backbones, device=options.device)
     found = audit(build(spec, gather(spec, places)), options.canaries)
+    if options.json:
+        told = {"id": cell.id, "seed": options.seed, "alarms": found.alarms}
+        print(json.dumps(told | asdict(found), indent=1))
+        return int(found.alarms)
     lines = [
         (f"claimed by the {found.accountant} accountant", found.claimed),
         ("lower bound, f-DP, one run", found.bound),
@@ -403,6 +352,67 @@ def bless(options: argparse.Namespace) -> int:
     blessing = expected.Blessing(provenance=provenance, scores=scores, losses=losses)
     print(f"written: {expected.record(f'{paper}/{table}', blessing)}")
     return 0
+
+
+def report(options: argparse.Namespace) -> int:
+    """Prints the verdicts of a folder of records, and writes them in the forms asked for.
+
+    Raises:
+        ValueError: The folder holds no record, or a file cannot be written.
+    """
+    from peft_dp.reporting import export
+    from peft_dp.reporting.gather import gather
+    from peft_dp.reporting.page import page
+    from peft_dp.reporting.table import text
+
+    found = gather(options.records)
+    forms = (
+        (options.html, partial(page, found)),
+        (options.markdown, partial(export.to_markdown, found.verdicts)),
+        (options.latex, partial(export.to_latex, found.verdicts)),
+        (options.csv, partial(export.to_csv, found.verdicts, found.others)),
+    )
+    for file, form in forms:
+        if file == SCREEN:
+            print(form(), end="")
+        elif file:
+            _write(file, form())
+    if all(file != SCREEN for file, _ in forms):
+        colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        width = shutil.get_terminal_size((120, 24)).columns
+        parts = [text(found.verdicts, width=width, verbose=options.verbose, colour=colour)]
+        parts += [f"{len(found.others)} records of what is no cell"] * bool(found.others)
+        print("\n\n".join(part for part in parts if part))
+    code = int(any(verdict.status == "differs" for verdict in found.verdicts))
+    for damaged in found.damaged:
+        _failed(damaged, code)
+    return code
+
+
+def _write(file: Path, text: str) -> None:
+    """Writes a file.
+
+    Raises:
+        ValueError: It cannot be written.
+    """
+    try:
+        write(file, text)
+    except OSError as error:
+        raise ValueError(f"{file} cannot be written ({error.strerror}): choose another FILE") from None
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Prints what moved between two folders of records; 1 where anything did.
+
+    Raises:
+        ValueError: A folder holds no record, or they share no run.
+    """
+    from peft_dp.reporting.drift import drift, text
+    from peft_dp.reporting.gather import gather
+
+    found = drift(gather(options.before), gather(options.after))
+    print(json.dumps(asdict(found), indent=1, default=str) if options.json else text(found))
+    return int(found.moved)
 
 
 def _bar() -> Any:

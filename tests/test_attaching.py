@@ -1,4 +1,4 @@
-"""Tests of a method on a model of one's own, as the README shows it."""
+"""Tests of a method on a model of one's own, as docs/python.md shows it."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def test_unknown_family() -> None:
 
 
 def test_readme_example(capsys: pytest.CaptureFixture[str]) -> None:
-    """The README's ten lines run, and print the count they promise."""
-    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    """The page's ten lines run, and print the count they promise."""
+    text = (Path(__file__).parents[1] / "docs" / "python.md").read_text(encoding="utf-8")
     code = next(block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "attach" in block)
-    exec(compile(code, "README.md", "exec"), {})
+    exec(compile(code, "python.md", "exec"), {})
 
     assert capsys.readouterr().out.strip() == re.findall(r"# prints (.*)", code)[0]

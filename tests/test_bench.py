@@ -21,7 +21,7 @@ from peft_dp.spec import Budget
 ROOT = Path(peft_dp.__file__).parents[1]
 
 CELLS = '''
-"""Cells on a tiny backbone: one that agrees, one that cannot, and two whose row announces a difference."""
+"""Cells on a tiny backbone: one that passes, one that cannot, and two whose row announces a difference."""
 
 import pytest
 
@@ -69,7 +69,7 @@ def test_cells(cell, check):
 
 
 class Outcome:
-    """What a session of pytest gave: exit code, output, and its benchmark file if it wrote one."""
+    """What a session of pytest gave: exit code, output, and its benchmark file and GitHub summary if it wrote them."""
 
     def __init__(self, done: subprocess.CompletedProcess[str], written: Path) -> None:
         self.code = done.returncode
@@ -77,6 +77,8 @@ class Outcome:
         self.benchmarks: list[dict[str, Any]] = (
             json.loads(written.read_text())["benchmarks"] if written.is_file() and written.stat().st_size else []
         )
+        summary = written.with_name("summary.md")
+        self.summary = summary.read_text() if summary.is_file() else ""
 
 
 def bench(folder: Path, *arguments: object, plugins: tuple[str, ...] = (), cwd: Path = ROOT) -> Outcome:
@@ -86,6 +88,7 @@ def bench(folder: Path, *arguments: object, plugins: tuple[str, ...] = (), cwd: 
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         "COLUMNS": "120",
+        "GITHUB_STEP_SUMMARY": str(folder / "summary.md"),
     }
     written = folder / "benchmarks.json"
     base = ["-c", ROOT / "pyproject.toml", "--rootdir", ROOT, "-p", "no:cacheprovider", f"--benchmark-json={written}"]
@@ -99,12 +102,13 @@ def bench(folder: Path, *arguments: object, plugins: tuple[str, ...] = (), cwd: 
 
 @pytest.fixture(scope="module")
 def judged(places: Places, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    """A session over the four cells, two seeds each."""
+    """A session over the four cells, two seeds each, a line a cell at the end."""
     folder = tmp_path_factory.mktemp("bench")
     (folder / "test_made_up.py").write_text(CELLS)
     return bench(
         folder,
         "test_made_up.py",
+        "-v",
         "--peft-seeds",
         2,
         "--peft-backbones",
@@ -124,10 +128,18 @@ def test_table(judged: Outcome) -> None:
     """The table has a line a cell with its verdict, also where the test failed."""
     found = lines(judged)
 
-    assert {"right": "agrees", "wrong": "differs", "known": "known difference", "gone": "agrees"} == {
+    assert {"right": "amber", "wrong": "differs", "known": "known difference", "gone": "amber"} == {
         name: cells[6] for name, cells in found.items()
     }
     assert ["epsilon", "epsilon", "no", "no"] == [cells[2].split()[0] for cells in found.values()]
+
+
+def test_summary(judged: Outcome) -> None:
+    """On GitHub the job's summary has the table, and the command of what failed before it."""
+    before, _, after = judged.summary.partition("### embedded/made\\_up: Made up")
+
+    assert "again: peft-dp run embedded/made_up/wrong/sentiment" in before
+    assert ["right", "wrong", "known", "gone"] == re.findall(r"^\| (\w+) .*/50.0", after, re.MULTILINE)
 
 
 def test_exit_code(judged: Outcome) -> None:
@@ -138,7 +150,7 @@ def test_exit_code(judged: Outcome) -> None:
 
 
 def test_known_difference(judged: Outcome) -> None:
-    """A row that announces a difference is expected to fail while it differs, and fails once it agrees."""
+    """A row that announces a difference is expected to fail while it differs, and fails once it does not."""
     counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|xfailed)", judged.text)}
 
     assert {"passed": 1, "failed": 2, "xfailed": 1} == counts
@@ -149,7 +161,7 @@ def test_benchmark_file(judged: Outcome) -> None:
     """The benchmark file has score, memory and ledger of every run of every cell, also of the one that failed."""
     found = {entry["extra_info"]["cell"].split("/")[2]: entry["extra_info"] for entry in judged.benchmarks}
 
-    assert {"right": "agrees", "wrong": "differs", "known": "known difference", "gone": "agrees"} == {
+    assert {"right": "amber", "wrong": "differs", "known": "known difference", "gone": "amber"} == {
         name: info["verdict"] for name, info in found.items()
     }
     for name, info in found.items():

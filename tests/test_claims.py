@@ -109,7 +109,7 @@ def ran(claim: Claim, scores: dict[str, list[float]], **other: float) -> dict[st
     rest: dict[str, Any] = {"ledger": None, "trail": [], "sources": {}, "environment": {}}
     return {
         cell.id: [
-            Record(key="k", spec=spec, values={"score": score} | other, cost={"peak_bytes": 1.0}, **rest)
+            Record(key="0" * 64, spec=spec, values={"score": score} | other, cost={"peak_bytes": 1.0}, **rest)
             for spec, score in zip(cell.specs(len(scores[cell.row.id])), scores[cell.row.id], strict=True)
         ]
         for side in (claim.left, claim.right)
@@ -262,7 +262,7 @@ def test_every_claim_can_be_judged() -> None:
         cost = {"epoch_seconds": 1.0, "peak_bytes": 1.0}
         values = {"score": 70.0, "trainable": 1.0}
         runs = {
-            cell.id: [Record(key="k", spec=cell.spec, values=values, cost=cost, **rest)]
+            cell.id: [Record(key="0" * 64, spec=cell.spec, values=values, cost=cost, **rest)]
             for cell in cells
             if not cell.row.cited
         }
@@ -271,9 +271,9 @@ def test_every_claim_can_be_judged() -> None:
         assert finding.allowed > 0 if claim.quantity == "score" else finding.allowed == 0, claim.id
 
 
-def test_holding_claim_agrees(say: Say) -> None:
-    """Records of which the claim holds agree, by however little."""
-    assert verdict(say(), {"ours": [80.01], "theirs": [80.0]}).status == "agrees"
+def test_holding_claim(say: Say) -> None:
+    """Records of which the claim holds reproduce it, by however little."""
+    assert verdict(say(), {"ours": [80.01], "theirs": [80.0]}).status == "reproduced"
 
 
 @pytest.mark.parametrize(
@@ -324,14 +324,14 @@ def test_worst_task_counts(say: Say) -> None:
     runs = ran(claim, {"ours": [80.0], "theirs": [79.0]})
     worse = replace(runs["paper/table/ours/inference"][0], values={"score": 49.0})
 
-    assert judge(claim, runs).status == "agrees"
+    assert judge(claim, runs).status == "reproduced"
     assert (30.0, "differs") == (
         judge(claim, runs | {"paper/table/ours/inference": [worse]}).ours,
         judge(claim, runs | {"paper/table/ours/inference": [worse]}).status,
     )
 
 
-@pytest.mark.parametrize(("ours", "status"), [(60.0, "differs"), (71.0, "agrees")])
+@pytest.mark.parametrize(("ours", "status"), [(60.0, "differs"), (71.0, "reproduced")])
 def test_cited_side(say: Say, ours: float, status: str) -> None:
     """A cited side stands with its printed number, without a run, also in a table that prints it no spread."""
     claim = say(right="cited", tasks=["sentiment"])
@@ -362,13 +362,13 @@ def test_cited_side_without_a_spread(say: Say, folder: Path) -> None:
     ("trainable", "plus", "relation", "status"),
     [
         (10.0, 10.0, "<", "differs"),
-        (10.0, 10.0, "<=", "agrees"),
+        (10.0, 10.0, "<=", "reproduced"),
         (10.0, 10.0, ">", "differs"),
-        (10.0, 10.0, ">=", "agrees"),
+        (10.0, 10.0, ">=", "reproduced"),
         (11.0, 10.0, "<=", "differs"),
-        (11.0, 10.0, ">", "agrees"),
+        (11.0, 10.0, ">", "reproduced"),
         (9.0, 10.0, ">=", "differs"),
-        (9.0, 10.0, "<", "agrees"),
+        (9.0, 10.0, "<", "reproduced"),
     ],
 )
 def test_counts_hold_exactly(say: Say, trainable: float, plus: float, relation: str, status: str) -> None:
@@ -383,10 +383,12 @@ def test_cost_holds_exactly(say: Say) -> None:
     scores = {"ours": [70.0], "theirs": [70.0]}
     statuses = [verdict(say(quantity="peak_bytes", relation=name), scores).status for name in (">", ">=")]
 
-    assert statuses == ["differs", "agrees"]
+    assert statuses == ["differs", "reproduced"]
 
 
-@pytest.mark.parametrize(("relation", "status"), [(">", "amber"), (">=", "agrees"), ("<", "amber"), ("<=", "agrees")])
+@pytest.mark.parametrize(
+    ("relation", "status"), [(">", "amber"), (">=", "reproduced"), ("<", "amber"), ("<=", "reproduced")]
+)
 def test_equal_scores(say: Say, relation: str, status: str) -> None:
     """Equal scores contradict a strict relation, if only by chance, and no other."""
     finding = verdict(say(relation=relation), {"ours": [80.0], "theirs": [80.0]})

@@ -1,4 +1,4 @@
-"""Tests of the README's Python: its blocks run as they stand; that of `attach` is run in test_attaching.py."""
+"""Tests of docs/python.md: its blocks run as they stand; that of `attach` is run in test_attaching.py."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-TEXT = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+TEXT = (Path(__file__).parents[1] / "docs" / "python.md").read_text(encoding="utf-8")
 RUN, _, PRIVATE = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 
 def printed(code: str, capsys: pytest.CaptureFixture[str]) -> str:
     """What a block prints."""
-    exec(compile(code, "README.md", "exec"), {})
+    exec(compile(code, "python.md", "exec"), {})
     return capsys.readouterr().out
 
 

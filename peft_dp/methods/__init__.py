@@ -15,7 +15,8 @@ are there:
 - `phases(backbone, config, epochs)`: checks `epochs` at once (ValueError), then
   gives an iterator over the epochs of each phase, which add up to `epochs`;
   before each it arranges what trains (`gradual.py`). `install` arranges what
-  the first one trains;
+  the first one trains. Values may decide what parameters, buffers and masks
+  hold, not which there are: a killed run is arranged again before it is filled;
 - `settled(backbone, config)`: number of lowest layers that no phase trains, so
   that they are computed once for all phases;
 - `begin_step(backbone, rng)`: draws what all examples of a step share; `rng` is
