@@ -90,13 +90,13 @@ CASES = [
     ("bitfit-dp", "nothing", nothing, False),
     ("bitfit", "b_m2 does not train", untrained("intermediate"), True),
     ("bitfit", "b_k does not train (it has no effect)", untrained("key"), True),
-    ("lora", "scale 8 times too large", setting(config={"alpha": 64.0}), False),
+    ("lora", "scale 8 times too large", setting(config={"alpha": 64.0}), True),
     ("lora", "scale 8 times too small", setting(config={"alpha": 1.0}), True),
     ("bitfit", "5 % of the labels shuffled", shuffled(0.05), False),
     ("bitfit", "10 % of the labels shuffled", shuffled(0.1), False),
     ("bitfit", "20 % of the labels shuffled", shuffled(0.2), True),
-    ("lora", "5 % of the labels shuffled", shuffled(0.05), False),
-    ("bitfit", "[CLS] read instead of the mean", setting(readout="cls"), False),
+    ("lora", "5 % of the labels shuffled", shuffled(0.05), True),
+    ("bitfit", "[CLS] read instead of the mean", setting(readout="cls"), True),
     ("bitfit", "learning rate a tenth", setting(optimiser={"rate": 0.0005}), True),
     ("bitfit", "one epoch instead of two", setting(epochs=1), True),
     ("bitfit-dp", "clipped at a tenth", setting(privacy={"clip": 0.1}), False),
@@ -118,7 +118,7 @@ def lines(at_end):
 @pytest.mark.slow
 @pytest.mark.parametrize(("row", "says", "wrong", "must"), CASES, ids=[f"{case[0]}, {case[1]}" for case in CASES])
 def test_caught(row, says, wrong, must, monkeypatch, pytestconfig, lines):
-    """A method that is wrong enough differs from what was recorded in one run of SST-2, and a right one does not."""
+    """A method that is wrong enough differs from what was recorded in three runs of SST-2, and a right one does not."""
     options = pytestconfig.option
     cell = expected.find(f"embedded/small/{row}/sst2")
     places = Places(data=options.peft_data, backbones=options.peft_backbones, device=options.peft_device)
@@ -137,4 +137,4 @@ def test_caught(row, says, wrong, must, monkeypatch, pytestconfig, lines):
     if wrong is nothing:
         assert "differs" not in [verdict.status for verdict in verdicts]
     if must:
-        assert verdicts[0].status == "differs"
+        assert verdicts[-1].status == "differs"
