@@ -129,11 +129,10 @@ def test_caught(row, says, wrong, must, monkeypatch, pytestconfig, lines):
         pytest.skip(str(missing))
     verdicts = [compare(cell, records[:number]) for number in SEEDS]
     for number, verdict in zip(SEEDS, verdicts, strict=True):
-        found = {finding.quantity: finding for finding in verdict.findings}
-        numbers = [text for name, digits in (("score", 1), ("loss", 3)) for text in _gap(found.get(name), digits)]
-        by = ", ".join(name for name, finding in found.items() if finding.status == "differs")
-        trained = "" if found["trainable"].status != "differs" else f"{found['trainable'].ours:,.0f}"
-        lines.append([row, says, number, trained, *numbers, verdict.status, by])
+        numbers = [text for name, digits in (("score", 1), ("loss", 3)) for text in _gap(verdict.finding(name), digits)]
+        by = [finding.quantity for finding in verdict.findings if finding.status == "differs"]
+        trained = f"{verdict.finding('trainable').ours:,.0f}" if "trainable" in by else ""
+        lines.append([row, says, number, trained, *numbers, verdict.status, ", ".join(by)])
     if wrong is nothing:
         assert "differs" not in [verdict.status for verdict in verdicts]
     if must:

@@ -254,6 +254,11 @@ class Claim:
         """The cells left and right."""
         return self.cells(self.left), self.cells(self.right)
 
+    @property
+    def needed(self) -> list[Cell]:
+        """The cells whose runs are held against it: none of a known difference, and none that is cited."""
+        return [cell for side in self.sides for cell in side if not (cell.row.cited or self.differs)]
+
     def pairs(self, left: Sequence[float], right: Sequence[float]) -> list[tuple[float, float]]:
         """What stands left and right of the relation: one pair a task, or one of means."""
         right = right or [0.0] * len(left)
@@ -379,12 +384,12 @@ class Cell:
         """Quantity -> printed number."""
         return self.row.expect | self.row.cells[self.task]
 
-    @property
+    @cached_property
     def recorded(self) -> dict[str, dict[str, list[float]]]:
         """Row -> task -> recorded scores, of the cell's whole table; empty where nothing was recorded."""
         return self._recorded("scores")
 
-    @property
+    @cached_property
     def losses(self) -> dict[str, dict[str, list[float]]]:
         """Row -> task -> recorded losses, likewise."""
         return self._recorded("losses")

@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, field
 from itertools import chain, count
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -68,6 +69,13 @@ class Record:
 
 _ADAPTER = TypeAdapter(Record)
 _log = logging.getLogger(__name__)
+
+
+def mean(records: Sequence[Record], quantity: str) -> float | None:
+    """Mean of a quantity over runs; None without any, or where one lacks it."""
+    values = [(record.values | record.cost).get(quantity) for record in records]
+    known = [value for value in values if value is not None]
+    return fmean(known) if known and len(known) == len(values) else None
 
 
 def key(spec: Spec, sources: dict[str, str], versions: dict[str, str | None], device: str) -> str:

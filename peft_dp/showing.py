@@ -65,7 +65,7 @@ def _cited_line(cell: Cell) -> dict[str, Any]:
 
 
 def _claim_line(claim: Claim) -> dict[str, Any]:
-    needs = _needs(_runs(claim)[0].spec) if _runs(claim) else "nothing"
+    needs = next((_needs(cell.spec) for cell in claim.needed), "nothing")
     return _entry(_claim_id(claim), "claims", claim.says, claim.differs, needs)
 
 
@@ -83,11 +83,6 @@ def _number(value: float) -> str:
 
 def _claim_id(claim: Claim) -> str:
     return f"{claim.paper}/claims/{claim.id}"
-
-
-def _runs(claim: Claim) -> list[Cell]:
-    """The cells whose runs are held against it."""
-    return [cell for side in claim.sides for cell in side if not (cell.row.cited or claim.differs)]
 
 
 def show(name: str, *, as_json: bool) -> None:

@@ -111,6 +111,10 @@ class Verdict:
             return "known difference" if self.cell.row.differs else "differs"
         return next((status for status in ("amber", "undecided") if status in found), "reproduced")
 
+    def finding(self, quantity: str) -> Finding | None:
+        """The first finding of a quantity; None where nothing is expected of it."""
+        return next((finding for finding in self.findings if finding.quantity == quantity), None)
+
     def __str__(self) -> str:
         """Every number, and the command that runs the cell again."""
         lines = [f"{self.cell.id}: {self.status}", *map(str, self.findings)]
@@ -167,7 +171,7 @@ def _within(
     """Our mean score beside that of `runs` others, whose spread over seeds this is."""
     ours = len(scores)
     allowed, unusual, unsure = (spread.half_width(runs, ours, a) + rounding for a in (RED, AMBER, 2 * AMBER))
-    margin = resolution(*_scored(cell, expected))
+    margin = resolution(*scoring(cell.task, cell.spec.dev, expected))
     equal = min(margin - unsure, unusual)
     reproduced = f"reproduced within {equal:.3g}" if equal >= 0 else "too few runs to be reproduced"
     return Finding(
@@ -215,14 +219,19 @@ def printed_spreads(cell: Cell) -> list[Spread]:
 
 def _prior(cell: Cell, score: float) -> Spread:
     """What stands for the spread of a cell where none is printed."""
-    private = not cell.row.cited and cell.spec.privacy is not None
-    return prior(*_scored(cell, score), private=private)
+    dev, privacy = (None, None) if cell.row.cited else (cell.spec.dev, cell.spec.privacy)
+    return prior(*scoring(cell.task, dev, score), private=privacy is not None)
 
 
-def _scored(cell: Cell, score: float) -> tuple[str, float, int, float]:
-    """The metric, a score, the number of dev examples, and their share of class 1."""
-    size = (not cell.row.cited and cell.spec.dev) or tasks.dev_size(cell.task)
-    return tasks.find(cell.task).metric, score, size, POSITIVE.get(cell.task, 0.5)
+def scoring(task: str, dev: int | None, score: float) -> tuple[str, float, int, float]:
+    """What `prior` and `resolution` ask for: metric, score, number of dev examples, and their share of class 1.
+
+    Args:
+        task: Name of the task.
+        dev: Number of scored examples; None for all that the task has.
+        score: Times 100.
+    """
+    return tasks.find(task).metric, score, dev or tasks.dev_size(task), POSITIVE.get(task, 0.5)
 
 
 def _ours(scores: Sequence[float]) -> list[Spread]:
@@ -286,7 +295,7 @@ def _learnt(cell: Cell, records: Sequence[Record]) -> list[Finding]:
         seeds = _listed([record.spec.seed for record in mute])
         band = f"trained, but nothing learnt: the score is that of always saying the same class, with seed {seeds}"
         nothing = max(record.values["score"] - record.values["above_majority"] for record in mute)
-        allowed = inf if min(expected) <= nothing + resolution(*_scored(cell, nothing)) else 0.0
+        allowed = inf if min(expected) <= nothing + resolution(*scoring(cell.task, cell.spec.dev, nothing)) else 0.0
         found.append(Finding(quantity="answers", expected=2.0, ours=1.0, allowed=allowed, unusual=0.0, band=band))
     return found
 

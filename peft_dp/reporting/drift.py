@@ -20,13 +20,12 @@ from typing import Literal
 
 from tabulate import tabulate
 
-from peft_dp import tasks
 from peft_dp.expected import Cell
 from peft_dp.records import Record
-from peft_dp.reporting.compare import printed_spreads
+from peft_dp.reporting.compare import printed_spreads, scoring
 from peft_dp.reporting.export import flat
-from peft_dp.reporting.gather import Gathered
-from peft_dp.reporting.tolerance import POSITIVE, RED, Spread, joined, of_runs, pooled, prior
+from peft_dp.reporting.gather import Gathered, by_spec
+from peft_dp.reporting.tolerance import RED, Spread, joined, of_runs, pooled, prior
 from peft_dp.spec import to_json
 
 Word = Literal["same", "within noise", "better", "worse"]
@@ -178,10 +177,7 @@ def _runs(gathered: Gathered) -> dict[str, Runs]:
     for verdict in gathered.verdicts:
         runs = Runs(name=verdict.cell.id, cell=verdict.cell, records=verdict.records)
         found.setdefault(verdict.cell.spec.seeded(0).digest, runs)
-    others: dict[str, list[Record]] = defaultdict(list)
-    for record in gathered.others:
-        others[record.spec.seeded(0).digest].append(record)
-    for digest, records in others.items():
+    for digest, records in by_spec(gathered.others).items():
         spec = records[0].spec
         name = f"{spec.method} {spec.task}" + (f" epsilon {spec.privacy.epsilon:g}" if spec.privacy else "")
         found[digest] = Runs(name=name, cell=None, records=sorted(records, key=lambda record: record.spec.seed))
@@ -258,8 +254,7 @@ def _spread(runs: Runs, both: Sequence[Runs]) -> Spread:
     if found:
         return pooled(found)
     spec = runs.records[0].spec
-    size, positive = spec.dev or tasks.dev_size(spec.task), POSITIVE.get(spec.task, 0.5)
-    return prior(tasks.find(spec.task).metric, runs.mean("score"), size, positive, private=spec.privacy is not None)
+    return prior(*scoring(spec.task, spec.dev, runs.mean("score")), private=spec.privacy is not None)
 
 
 def _repeats(quantity: str, both: Sequence[Runs]) -> Spread | None:

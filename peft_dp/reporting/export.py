@@ -14,7 +14,7 @@ from tabulate import LATEX_ESCAPE_RULES, tabulate
 
 from peft_dp.records import Record
 from peft_dp.reporting.compare import Verdict
-from peft_dp.reporting.table import SIGNS, Grid, counts, grids, not_run, shown
+from peft_dp.reporting.table import SIGNS, Grid, counts, grids, not_run
 from peft_dp.spec import to_json
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -81,12 +81,7 @@ def flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _rows(grid: Grid) -> tuple[list[str], list[list[str]]]:
     """Headers and lines of a grid, without line breaks."""
-    private = any(grid.spent)
-    rows = [
-        [name, *[epsilon] * private, *(shown(v, quantity) for v, (_, quantity) in zip(row, grid.columns, strict=True))]
-        for (name, row), epsilon in zip(grid.rows.items(), grid.spent, strict=True)
-    ]
-    headers = ["row", *["epsilon"] * private, *grid.headers]
+    headers, rows = grid.laid_out()
     return [_one_line(name) for name in headers], [[_one_line(cell) for cell in row] for row in rows]
 
 

@@ -18,8 +18,8 @@ from statistics import fmean
 from typing import Any
 
 from peft_dp.expected import Cell
-from peft_dp.records import Record
-from peft_dp.reporting.compare import Finding, Status, Verdict
+from peft_dp.records import Record, mean
+from peft_dp.reporting.compare import Status, Verdict
 
 Plot = dict[str, Any]
 """One drawing: `data` and `layout` as plotly.js takes them."""
@@ -79,23 +79,16 @@ def of_table(verdicts: Sequence[Verdict]) -> list[Figure]:
     ]
 
 
-def scored(verdict: Verdict) -> Finding | None:
-    """What was found of a cell's score, where something is expected of it."""
-    return next((finding for finding in verdict.findings if finding.quantity == "score"), None)
-
-
 def ours(verdict: Verdict, quantity: str) -> float | None:
     """Mean of a quantity over a cell's runs; None where a run lacks it, or scores a backbone that was never trained."""
     if quantity == "score" and any(record.spec.weights == "random" for record in verdict.records):
         return None
-    values = [(record.values | record.cost).get(quantity) for record in verdict.records]
-    known = [value for value in values if value is not None]
-    return fmean(known) if values and len(known) == len(values) else None
+    return mean(verdict.records, quantity)
 
 
 def agreement(verdicts: Sequence[Verdict]) -> Figure:
     """Our scores against what was expected, each beside its band."""
-    found = [(verdict, finding) for verdict in verdicts if (finding := scored(verdict))]
+    found = [(verdict, finding) for verdict in verdicts if (finding := verdict.finding("score"))]
     traces: list[dict[str, Any]] = []
     for name, width, colour in (("allowed at 0.1 %", "allowed", "--band"), ("usual at 5 %", "unusual", "--band-inner")):
         traces.append(
@@ -570,7 +563,7 @@ def _mean(row: Sequence[Verdict], quantity: str) -> float:
 
 def _printed_mean(row: Sequence[Verdict]) -> float | None:
     """The mean of what is expected of a row's scores; None where one is not."""
-    found = [scored(verdict) for verdict in row]
+    found = [verdict.finding("score") for verdict in row]
     known = [finding.expected for finding in found if finding]
     return fmean(known) if len(known) == len(found) else None
 

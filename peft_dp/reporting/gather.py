@@ -49,14 +49,22 @@ def gather(folder: Path) -> Gathered:
     if not records:
         whole = f", but {len(damaged)} damaged: {damaged[0]}" if damaged else ""
         raise ValueError(f"{folder} holds no whole record{whole}")
-    runs: dict[str, dict[int, Record]] = defaultdict(dict)
-    for record in sorted(records, key=lambda record: str(record.environment.get("date", ""))):
-        runs[record.spec.seeded(0).digest][record.spec.seed] = record
+    dated = sorted(records, key=lambda record: str(record.environment.get("date", "")))
+    runs = {digest: {record.spec.seed: record for record in alike} for digest, alike in by_spec(dated).items()}
     verdicts = []
     known = set()
     for cell in expected.cells():
-        if of_cell := runs.get(cell.spec.seeded(0).digest):
-            known.add(cell.spec.seeded(0).digest)
+        digest = cell.spec.seeded(0).digest
+        if of_cell := runs.get(digest):
+            known.add(digest)
             verdicts.append(compare(cell, [of_cell[seed] for seed in sorted(of_cell)]))
     others = [record for digest, seeds in runs.items() if digest not in known for record in seeds.values()]
     return Gathered(folder=folder, verdicts=verdicts, others=others, damaged=damaged)
+
+
+def by_spec(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Digest of the spec of seed 0 -> its records, in their order."""
+    found: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        found[record.spec.seeded(0).digest].append(record)
+    return found

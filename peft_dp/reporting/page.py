@@ -13,16 +13,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from peft_dp import expected
 from peft_dp.expected import Cell, Claim, Row, Table
-from peft_dp.records import Record
+from peft_dp.records import Record, mean
 from peft_dp.reporting.compare import Status, Verdict, judge
 from peft_dp.reporting.export import flat
-from peft_dp.reporting.figures import UNITS, Figure, of_table, ours, plain, scored
-from peft_dp.reporting.gather import Gathered
+from peft_dp.reporting.figures import UNITS, Figure, of_table, ours, plain
+from peft_dp.reporting.gather import Gathered, by_spec
 from peft_dp.reporting.table import SIGNS, spent
 from peft_dp.spec import Spec
 
@@ -102,7 +101,7 @@ def page(gathered: Gathered) -> str:
         signs=SIGNS,
         units={quantity: title for quantity, (title, _) in UNITS.items()},
         claimed=CLAIMED,
-        others=_others(gathered.others),
+        others=[(alike[0].spec, alike) for alike in by_spec(gathered.others).values()],
         runs=_environments(records),
         total=number(len(records)),
         methods=sorted({v.cell.spec.method for block in blocks for v in block.every}),
@@ -137,7 +136,7 @@ def shown(verdict: Verdict, quantities: Sequence[str]) -> list[Shown]:
 
 def _shown(verdict: Verdict, quantity: str) -> Shown:
     cell, unit = verdict.cell, UNITS[quantity][1]
-    expect, finding = cell.expect.get(quantity), scored(verdict) if quantity == "score" else None
+    expect, finding = cell.expect.get(quantity), verdict.finding(quantity)
     printed = expect.value if expect else finding.expected if finding else None
     value = ours(verdict, quantity)
     return Shown(
@@ -162,13 +161,8 @@ def short(value: float | None) -> str:
 
 def averages(records: Sequence[Record]) -> list[tuple[float | None, int]]:
     """Mean score, seconds an epoch and peak MB of runs, each with the digits to show; None where a run lacks it."""
-
-    def mean(quantity: str, unit: float = 1.0) -> float | None:
-        values = [(record.values | record.cost).get(quantity) for record in records]
-        known = [value / unit for value in values if value is not None]
-        return fmean(known) if len(known) == len(values) else None
-
-    return [(mean("score"), 2), (mean("epoch_seconds"), 2), (mean("peak_bytes", 1e6), 0)]
+    peak = mean(records, "peak_bytes")
+    return [(mean(records, "score"), 2), (mean(records, "epoch_seconds"), 2), (peak and peak / 1e6, 0)]
 
 
 def numbers(record: Record) -> list[str]:
@@ -241,24 +235,16 @@ def _claims(verdicts: Sequence[Verdict]) -> dict[str, list[tuple[Claim, Status, 
     for claim in expected.claims():
         if claim.paper not in papers:
             continue
-        needed = [cell.id for side in claim.sides for cell in side if not cell.row.cited]
+        needed = claim.needed
         status: Status = "not run"
         detail = claim.differs
         if claim.differs:
             status = "known difference"
-        elif needed and all(cell in runs for cell in needed):
+        elif needed and all(cell.id in runs for cell in needed):
             finding = judge(claim, runs)
             status, detail = finding.status, f"short by {finding.ours:.3g}, allowed {finding.allowed:.3g}"
         found.setdefault(claim.paper, []).append((claim, status, detail))
     return found
-
-
-def _others(records: Sequence[Record]) -> list[tuple[Spec, list[Record]]]:
-    """Runs of what is no cell, by their spec."""
-    found: dict[str, list[Record]] = {}
-    for record in records:
-        found.setdefault(record.spec.seeded(0).digest, []).append(record)
-    return [(runs[0].spec, runs) for runs in found.values()]
 
 
 @dataclass(frozen=True, kw_only=True)

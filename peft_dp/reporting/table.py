@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from tabulate import tabulate
 
-from peft_dp.records import Record
+from peft_dp.records import Record, mean
 from peft_dp.reporting.compare import Status, Verdict
 
 HEADERS = ("row", "task", "private", "score", "expected", "band", "verdict", "s/epoch", "peak MB")
@@ -59,15 +59,17 @@ class Grid:
     columns: Sequence[tuple[str, str]]
     rows: dict[str, list[Verdict | None]]
 
-    @property
-    def headers(self) -> list[str]:
-        """The words above the columns."""
-        return [f"{task} {UNITS[quantity][0]}".strip() for task, quantity in self.columns]
-
-    @property
-    def spent(self) -> list[str]:
-        """Each row's epsilon, the largest of its runs."""
-        return [spent([r for v in row if v for r in v.records]) for row in self.rows.values()]
+    def laid_out(self, part: slice = slice(None), *, colour: bool = False) -> tuple[list[str], list[list[str]]]:
+        """Headers and lines of a part of the columns: a row's id, its epsilon where any row has one, and its cells."""
+        epsilons = [spent([r for v in row if v for r in v.records]) for row in self.rows.values()]
+        private = any(epsilons)
+        lines = []
+        for (name, row), epsilon in zip(self.rows.items(), epsilons, strict=True):
+            shown_of = zip(row[part], self.columns[part], strict=True)
+            cells = [_painted(shown(v, quantity), v.status, colour) if v else "" for v, (_, quantity) in shown_of]
+            lines.append([name, *[epsilon] * private, *cells])
+        words = [f"{task} {UNITS[quantity][0]}".strip() for task, quantity in self.columns[part]]
+        return ["row", *["epsilon"] * private, *words], lines
 
 
 def grids(verdicts: Sequence[Verdict]) -> list[Grid]:
@@ -92,23 +94,14 @@ def _grid(name: str, verdicts: Sequence[Verdict]) -> Grid:
     return Grid(name, table.title, columns, rows)
 
 
-def numbers(verdict: Verdict, quantity: str) -> tuple[float, float | None]:
-    """Our mean of a quantity, and what is expected of it; None where nothing is."""
-    for finding in verdict.findings:
-        if finding.quantity == quantity:
-            return finding.ours, finding.expected
-    expect = verdict.cell.expect.get(quantity)
-    return fmean((r.values | r.cost)[quantity] for r in verdict.records), expect.value if expect else None
-
-
-def shown(verdict: Verdict | None, quantity: str) -> str:
-    """`ours/expected` and the verdict's mark; only the mark where the cell did not run, nothing where it is none."""
-    if verdict is None:
-        return ""
-    mark = SIGNS[verdict.status].mark
-    if not verdict.records:
+def shown(verdict: Verdict, quantity: str) -> str:
+    """`ours/expected` and the verdict's mark; only the mark where the cell did not run, or a run lacks the quantity."""
+    mark, finding, expect = SIGNS[verdict.status].mark, verdict.finding(quantity), verdict.cell.expect.get(quantity)
+    ours = finding.ours if finding else mean(verdict.records, quantity)
+    if ours is None:
         return mark
-    words = [f"{number / UNITS[quantity][1]:.1f}" for number in numbers(verdict, quantity) if number is not None]
+    theirs = finding.expected if finding else expect.value if expect else None
+    words = [f"{number / UNITS[quantity][1]:.1f}" for number in (ours, theirs) if number is not None]
     return f"{'/'.join(words)} {mark}"
 
 
@@ -146,25 +139,15 @@ def _fitted(grid: Grid, width: int, colour: bool) -> str:
     number = len(grid.columns)
     for pieces in range(1, number + 1):
         size = ceil(number / pieces)
-        plain = [_piece(grid, start, size, colour=False) for start in range(0, number, size)]
-        if all(len(line) <= width for piece in plain for line in piece.splitlines()):
+        parts = [slice(start, start + size) for start in range(0, number, size)]
+        if all(len(line) <= width for part in parts for line in _piece(grid, part, colour=False).splitlines()):
             break
-    pieces_shown = [_piece(grid, start, size, colour) for start in range(0, number, size)]
+    pieces_shown = [_piece(grid, part, colour) for part in parts]
     return "\n\n".join([f"{grid.name}  {grid.title}\n\n{pieces_shown[0]}", *pieces_shown[1:]])
 
 
-def _piece(grid: Grid, start: int, size: int, colour: bool) -> str:
-    """The columns from `start` on."""
-    columns, spent = slice(start, start + size), grid.spent
-    private = any(spent)
-    lines = []
-    for (name, verdicts), epsilon in zip(grid.rows.items(), spent, strict=True):
-        cells = [
-            verdict and _painted(shown(verdict, quantity), verdict.status, colour)
-            for verdict, (_, quantity) in zip(verdicts[columns], grid.columns[columns], strict=True)
-        ]
-        lines.append([name, *[epsilon] * private, *cells])
-    headers = ["row", *["epsilon"] * private, *grid.headers[columns]]
+def _piece(grid: Grid, part: slice, colour: bool) -> str:
+    headers, lines = grid.laid_out(part, colour=colour)
     return tabulate(lines, headers, disable_numparse=True)
 
 
@@ -176,7 +159,7 @@ def _lines(verdicts: Sequence[Verdict], colour: bool) -> str:
 def _line(verdict: Verdict, colour: bool) -> list[str]:
     records = verdict.records
     epsilon = spent(records)
-    scored = next((finding for finding in verdict.findings if finding.quantity == "score"), None)
+    scored = verdict.finding("score")
     return [
         f"{verdict.cell.table.paper}/{verdict.cell.table.table} {verdict.cell.row.id}",
         verdict.cell.task,

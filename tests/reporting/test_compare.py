@@ -12,48 +12,12 @@ from scipy.optimize import brentq
 from scipy.stats import nct, t
 
 from peft_dp import Record, Spec
-from peft_dp.expected import Cell, Expect, Row, Table
+from peft_dp.expected import Cell, Expect, Row
 from peft_dp.reporting.compare import Finding, Verdict, compare, printed_spreads
 from peft_dp.reporting.tolerance import Spread
-from peft_dp.spec import to_json
 from peft_dp.training.trail import Epoch
 
 Make = Callable[..., Spec]
-Scores = dict[str, dict[str, list[float]]]
-
-
-@pytest.fixture
-def cell(spec: Make, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Cell]:
-    """Makes the cell of the first row of a table; every row of `recorded` is in it, "-dp" ones private."""
-
-    def make(
-        expect: dict[str, Expect] | None = None, recorded: Scores | None = None, differs: str = "", dev: int = 500
-    ) -> Cell:
-        rows = [
-            Row(
-                id=name,
-                title=name,
-                spec={"privacy": {"epsilon": 1.0, "delta": 0.1}} if name.endswith("-dp") else {},
-                cells={"sentiment": expect or {}},
-                differs=differs,
-            )
-            for name in recorded or {"row": {}}
-        ]
-        defaults = {name: value for name, value in to_json(spec(dev=dev)).items() if name not in ("task", "budget")}
-        table = Table(
-            paper="p",
-            table="t",
-            title="",
-            source="",
-            budget="smoke",
-            defaults=defaults,
-            tasks={"sentiment": {}},
-            rows=rows,
-        )
-        monkeypatch.setattr(Cell, "recorded", recorded or {})
-        return Cell(table=table, row=rows[0], task="sentiment")
-
-    return make
 
 
 @pytest.fixture

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from peft_dp import Record, Spec
-from peft_dp.expected import Cell, Expect, Row, Table
+from peft_dp.expected import Cell, Expect
 from peft_dp.reporting.compare import Finding, Verdict, compare
-from peft_dp.spec import to_json
 from peft_dp.training.trail import Epoch
 
 Make = Callable[..., Spec]
@@ -23,24 +22,11 @@ RESOLUTION = 1.96 * 100 * sqrt(0.6 * 0.4 / 500)
 
 
 @pytest.fixture
-def verdict(spec: Make, monkeypatch: pytest.MonkeyPatch) -> Check:
+def verdict(spec: Make, cell: Callable[..., Cell]) -> Check:
     """Compares runs of so many answers each, at the majority's score, with what is printed or recorded."""
 
     def make(*answers: float, printed: Expect | None = None, recorded: tuple[float, ...] = (), loss: Any = 0.5) -> Any:
-        defaults = {name: value for name, value in to_json(spec(dev=500)).items() if name not in ("task", "budget")}
-        cells = {"sentiment": {"score": printed} if printed else {}}
-        row = Row(id="row", title="row", cells=cells)
-        table = Table(
-            paper="p",
-            table="t",
-            title="",
-            source="",
-            budget="smoke",
-            defaults=defaults,
-            tasks={"sentiment": {}},
-            rows=[row],
-        )
-        monkeypatch.setattr(Cell, "recorded", {"row": {"sentiment": list(recorded)}} if recorded else {})
+        held = cell({"score": printed} if printed else {}, {"row": {"sentiment": list(recorded)}} if recorded else {})
         epoch = Epoch(loss=loss, clipped=None, examples=24, tokens=300, steps=3, seconds=1.0)
         rest: dict[str, Any] = {"ledger": None, "trail": [epoch], "cost": {}, "sources": {}, "environment": {}}
         records = [
@@ -52,7 +38,7 @@ def verdict(spec: Make, monkeypatch: pytest.MonkeyPatch) -> Check:
             )
             for seed, number in enumerate(answers)
         ]
-        return compare(Cell(table=table, row=row, task="sentiment"), records)
+        return compare(held, records)
 
     return make
 

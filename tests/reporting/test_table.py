@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -156,6 +157,15 @@ def test_costs(spec: Make) -> None:
     found = cut(text([Verdict(cell=made({"a": ["qnli"]}, expect)["a/qnli"], records=[record(spec())])]))
 
     assert [["row", "qnli s/epoch", "qnli GB"], ["a", "1.5/3.0 ?", "0.1/2.0 ?"]] == found
+
+
+def test_cost_that_a_run_lacks(spec: Make) -> None:
+    """A cell of which a run lacks the quantity has the mark alone, for what is expected is not ours."""
+    cells = made({"a": ["rte"]}, {"epoch_seconds": Expect(value=3.0, asserted=False)})
+    whole = record(spec())
+    found = text([Verdict(cell=cells["a/rte"], records=[whole, replace(whole, cost={})])])
+
+    assert [["row", "rte s/epoch"], ["a", SIGNS["undecided"].mark]] == cut(found)
 
 
 def test_score_without_expectation(spec: Make) -> None:
