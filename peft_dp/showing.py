@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
-from textwrap import fill
+from textwrap import fill, shorten
 from typing import Any
 
 from tabulate import tabulate
@@ -37,9 +37,14 @@ def show_all(prefix: str, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(lines, indent=1))
     else:
-        short = [line | {"known difference": "yes" if line["known difference"] else ""} for line in lines]
         # Figures stay as papers print them: "0.60" is not 0.6.
-        print(tabulate(short, headers="keys", disable_numparse=True))
+        print(tabulate(map(_brief, lines), headers="keys", disable_numparse=True))
+
+
+def _brief(line: dict[str, Any]) -> dict[str, Any]:
+    """The line as the table has it: a whole sentence in one would make all as long."""
+    expected = shorten(line["expected"], 48, placeholder=" ...")
+    return line | {"expected": expected, "known difference": "yes" if line["known difference"] else ""}
 
 
 def _entry(name: str, marker: str, expected: str, differs: str, needs: str = "nothing", **more: Any) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from pydantic.dataclasses import dataclass
 
 from peft_dp import validate
 
-STRICT = ConfigDict(extra="forbid", strict=True)
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, ser_json_inf_nan="constants")
+"""Unknown fields and values of another type are refused; NaN and infinity too, read or written."""
 EPSILON = 50.0
 """The largest that noise is found for: above, where it no longer protects, Opacus's prv takes minutes to find it."""
 Budget = Literal["smoke", "small", "paper"]

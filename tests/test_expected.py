@@ -360,6 +360,20 @@ def _unlisted_task(table: dict[str, Any]) -> str:
     return json.dumps(table)
 
 
+def _no_seeds(table: dict[str, Any]) -> str:
+    return json.dumps(table | {"seeds": 0})
+
+
+def _no_runs(table: dict[str, Any]) -> str:
+    table["rows"][1]["expect"]["trainable"]["runs"] = 0
+    return json.dumps(table)
+
+
+def _too_large(table: dict[str, Any]) -> str:
+    table["rows"][1]["expect"]["trainable"]["value"] = 10**400
+    return json.dumps(table)
+
+
 def _row_twice(table: dict[str, Any]) -> str:
     table["rows"][1]["id"] = "plain"
     return json.dumps(table)
@@ -379,6 +393,9 @@ def _truncated(table: dict[str, Any]) -> str:
         (_wrong_type, "field 'rows.1.expect.trainable.value': Input should be a valid number (it holds '5')"),
         (_other_paper, "paper and table must be 'paper' and 'table', as in its path"),
         (_unlisted_task, "row 'plain' has a cell for 'inference', which `tasks` does not list"),
+        (_no_seeds, "field 'seeds': Input should be greater than or equal to 1 (it holds 0)"),
+        (_no_runs, "field 'rows.1.expect.trainable.runs': Input should be greater than or equal to 1 (it holds 0)"),
+        (_too_large, "field 'rows.1.expect.trainable.value': Input should be a finite number"),
         (_row_twice, "has 'plain' twice"),
         (_truncated, "Unterminated string"),
         (lambda _: "", "Expecting value"),
@@ -396,6 +413,18 @@ def test_bad_file(put: Put, spoil: Callable[[dict[str, Any]], str], words: str) 
     assert message.startswith(f"{path}")
     assert "\n" not in message
     assert words in message
+
+
+@pytest.mark.parametrize("printed", ["", "K", "%", "101 K", "101k", "1,000", ".09%", "0.09%%", "-1", "\u0661", "1\n"])
+def test_bad_fact(put: Put, printed: str) -> None:
+    """A printed figure that is no number with one of the units is refused with the file, the fact and the value."""
+    fact = {"id": "t/r/parameters", "printed": printed, "quantity": "parameters", "given": {}}
+    path = put({"source": "a test", "facts": [fact]}, "paper/facts.json")
+    with pytest.raises(ValueError) as caught:
+        expected.facts()
+
+    says = f"printed must be a number, then nothing or a unit (K, M, %), not {printed!r}"
+    assert str(caught.value).startswith(f"{path}: field 'facts.0': {says}")
 
 
 def test_bad_recorded_file(put: Put) -> None:
@@ -437,3 +466,11 @@ def test_unknown_cell(put: Put) -> None:
         expected.find("paper/table/plain/sentimnt")
 
     assert str(caught.value).startswith("no cell 'paper/table/plain/sentimnt'; close: paper/table/plain/sentiment, ")
+    assert str(caught.value).endswith("; `peft-dp list` shows all")
+
+
+def test_start_of_cells(put: Put) -> None:
+    """What is no cell but the start of some is answered with the command that lists those."""
+    put(good())
+    with pytest.raises(ValueError, match="`peft-dp list paper/table` shows all"):
+        expected.find("paper/table")

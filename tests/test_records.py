@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -91,8 +92,13 @@ def _spoil(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
         (lambda path: _spoil(path, lambda data: data["values"].update(score="high")), "field 'values.score'"),
         (lambda path: _spoil(path, lambda data: data["spec"].update(epochs=0)), "epochs must be a finite number"),
         (lambda path: _spoil(path, lambda data: data["trail"][0].pop("loss")), "field 'trail.0.loss'"),
+        (
+            lambda path: _spoil(path, lambda data: data["ledger"].pop("epsilon")),
+            "ledger must state epsilon as a number",
+        ),
+        (lambda path: _spoil(path, lambda data: data["ledger"].update(delta=math.inf)), "not JSON compliant"),
     ],
-    ids=["truncated", "empty", "bytes", "missing", "unknown", "type", "spec", "trail"],
+    ids=["truncated", "empty", "bytes", "missing", "unknown", "type", "spec", "trail", "ledger", "infinity"],
 )
 def test_damaged(
     tmp_path: Path, record: Record, spoil: Callable[[Path], object], words: str, caplog: pytest.LogCaptureFixture
@@ -190,10 +196,12 @@ def test_full_disk(tmp_path: Path, record: Record, monkeypatch: pytest.MonkeyPat
 
 
 def test_not_a_number(tmp_path: Path, record: Record) -> None:
-    """A value that JSON has no word for is refused when written, and nothing is left behind."""
+    """A value that JSON has no word for is refused when a record is made, or else written; nothing is left behind."""
     folder = Records(tmp_path)
+    with pytest.raises(ValueError, match="finite number"):
+        replace(record, values={"score": float("nan")})
     with pytest.raises(ValueError, match="JSON"):
-        folder.save(replace(record, values={"score": float("nan")}))
+        folder.save(replace(record, environment={"load": float("nan")}))
 
     assert not list(tmp_path.iterdir())
 

@@ -185,7 +185,7 @@ def parameters(verdicts: Sequence[Verdict]) -> Figure:
     axis = {"type": "log", "title": {"text": "trained values"}, "exponentformat": "SI", "dtick": 1}
     if ordered:  # room for the names at both ends
         ends = [log10(_mean(row, "trainable")) for row in (ordered[0], ordered[-1])]
-        axis["range"] = [ends[0] - 0.5, ends[1] + 0.5]
+        axis["range"] = [ends[0] - 1, ends[1] + 0.5]
     highest = f"; {named[-1]} is highest with {best[-1]:.1f}" if named else ""
     return Figure(
         name="parameters",
@@ -298,7 +298,7 @@ def price(verdicts: Sequence[Verdict], quantity: str) -> Figure:
             }
             for name, (private, without, with_dp) in zip(names, found, strict=True)
         ]
-        ends = [
+        markers = [
             _points(
                 [(trio[0], trio[place], name) for name, trio in zip(names, found, strict=True)],
                 name=words,
@@ -321,15 +321,20 @@ def price(verdicts: Sequence[Verdict], quantity: str) -> Figure:
             orientation="h",
             name="relative change",
             xaxis="x2",
-            text=[f"{change:+.1f} %" for _, change, _ in changes],
+            text=[f"{change:+.{int(abs(change) < 10)}f}" for _, change, _ in changes],
             textposition="auto",
             cliponaxis=False,
             hovertemplate="%{y}: %{x:+.2f} %<extra></extra>",
             marker={"color": "--change"},
         )
         layout = _panels(title, "change by DP, %", names)
-        layout["xaxis2"]["zeroline"] = True
-        plots[task] = {"data": [*lines, *ends, bars], "layout": layout}
+        ends = [f([0.0, *(change for _, change, _ in changes)]) for f in (min, max)]
+        room = 0.4 * (ends[1] - ends[0])  # for the words beside the bars
+        layout["xaxis2"] |= {
+            "zeroline": True,
+            "range": [ends[0] - room * (ends[0] < 0), ends[1] + room * (ends[1] > 0)],
+        }
+        plots[task] = {"data": [*lines, *markers, bars], "layout": layout}
     every = [(with_dp - without) / without for found in pairs.values() for _, without, with_dp in found]
     mean = f"; the mean change is {fmean(every):+.1%}" if every else ""
     what = "Score" if quantity == "score" else "Epoch time"

@@ -12,6 +12,9 @@ from peft_dp import expected
 from peft_dp.records import Record, read
 from peft_dp.reporting.compare import Verdict, compare
 
+WHOLE = ("score", "epoch_seconds", "peak_bytes")
+"""Quantities that every run measures."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Gathered:
@@ -37,20 +40,9 @@ def gather(folder: Path) -> Gathered:
     Raises:
         ValueError: There is no such folder, or no record in it.
     """
-    if not os.path.isdir(folder):  # where `Path.is_dir` raises for a name that is too long
-        raise ValueError(f"{folder} is not a folder: give the one that a session named as its records")
-    records: list[Record] = []
-    damaged: list[str] = []
-    for path in sorted(folder.rglob("*.json")):
-        try:
-            records.append(read(path))
-        except ValueError as error:
-            damaged.append(str(error))
-    if not records:
-        whole = f", but {len(damaged)} damaged: {damaged[0]}" if damaged else ""
-        raise ValueError(f"{folder} holds no whole record{whole}")
-    dated = sorted(records, key=lambda record: str(record.environment.get("date", "")))
-    runs = {digest: {record.spec.seed: record for record in alike} for digest, alike in by_spec(dated).items()}
+    records, damaged = dated(folder)
+    alike = by_spec(list(records.values())).items()
+    runs = {digest: {record.spec.seed: record for record in some} for digest, some in alike}
     verdicts = []
     known = set()
     for cell in expected.cells():
@@ -60,6 +52,32 @@ def gather(folder: Path) -> Gathered:
             verdicts.append(compare(cell, [of_cell[seed] for seed in sorted(of_cell)]))
     others = [record for digest, seeds in runs.items() if digest not in known for record in seeds.values()]
     return Gathered(folder=folder, verdicts=verdicts, others=others, damaged=damaged)
+
+
+def dated(folder: Path) -> tuple[dict[Path, Record], list[str]]:
+    """Every record under a folder with its file, the newest last; and what is wrong with files that are none.
+
+    Raises:
+        ValueError: There is no such folder, or no record in it.
+    """
+    if not os.path.isdir(folder):  # where `Path.is_dir` raises for a name that is too long
+        raise ValueError(f"{folder} is not a folder: give the one that a session named as its records")
+    records: dict[Path, Record] = {}
+    damaged: list[str] = []
+    for path in sorted(folder.rglob("*.json")):
+        try:
+            record = read(path)
+            if lacking := [name for name in WHOLE if name not in record.values | record.cost]:
+                raise ValueError(f"{path} is not the record of a whole run: it has no {lacking[0]}")
+            if min(record.cost.values()) <= 0:
+                raise ValueError(f"{path} is not the record of a whole run: it cost nothing")
+            records[path] = record
+        except ValueError as error:
+            damaged.append(str(error))
+    if not records:
+        whole = f", but {len(damaged)} damaged: {damaged[0]}" if damaged else ""
+        raise ValueError(f"{folder} holds no whole record{whole}")
+    return dict(sorted(records.items(), key=lambda one: str(one[1].environment.get("date", "")))), damaged
 
 
 def by_spec(records: Sequence[Record]) -> dict[str, list[Record]]:

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from peft_dp import hub
 from peft_dp.tasks import Data, Example, Kind, Task
 from peft_dp.validate import Missing, short
 
@@ -128,24 +129,12 @@ def _local(folder: Path, layout: Layout, tsv: str, split: str) -> Path:
 
 
 def _hub(layout: Layout, tsv: str, split: str) -> Path:
-    from huggingface_hub import constants, get_session, hf_hub_download
+    from huggingface_hub import hf_hub_download
 
     name = f"{layout.config}/{split}-00000-of-00001.parquet"
-    get = partial(hf_hub_download, REPOSITORY, name, repo_type="dataset", revision=REVISION)
-    try:
-        return Path(get(local_files_only=True))
-    except OSError:
-        pass
-    # Asked once first, because a download without a network retries for half a minute. The versions
-    # of huggingface_hub differ in the errors they let through, hence the wide net.
-    try:
-        get_session().head(constants.ENDPOINT, timeout=5)
-        return Path(get())
-    except Exception as error:
-        raise Missing(
-            f"{REPOSITORY} {name} is not in the local cache and the hub did not give it ({type(error).__name__}): "
-            f"pass --peft-data DIR with {layout.folder}/{tsv} in it, or use a machine that reaches the hub"
-        ) from error
+    download = partial(hf_hub_download, REPOSITORY, name, repo_type="dataset", revision=REVISION)
+    remedy = f"pass --peft-data DIR with {layout.folder}/{tsv} in it, or use a machine that reaches the hub"
+    return hub.get(download, f"{REPOSITORY} {name}", remedy)
 
 
 def _read(task: Task, path: Path, rows: int, also: int = 0) -> list[Example]:

@@ -52,10 +52,9 @@ def keep(tmp_path: Path) -> Keep:
 
     def save(spec: Spec, score: float = 50.0, key: str = "0", date: str | None = "2026-01-01T00:00:00+00:00") -> Path:
         values = {"score": score, "trainable": 338.0}
+        rest: dict[str, Any] = {"ledger": None, "trail": [], "cost": {"epoch_seconds": 1.0, "peak_bytes": 1e6}}
         environment = {"date": date} if date else {}
-        record = Record(
-            key=key * 64, spec=spec, values=values, ledger=None, trail=[], cost={}, sources={}, environment=environment
-        )
+        record = Record(key=key * 64, spec=spec, values=values, sources={}, environment=environment, **rest)
         return Records(tmp_path / "records").save(record)
 
     return save
@@ -159,3 +158,19 @@ def test_no_record(tables: None, tmp_path: Path) -> None:
     assert str(broken.value).startswith(
         f"{tmp_path / 'records'} holds no whole record, but 2 damaged: {tmp_path / 'records' / 'one.json'} is not a "
     )
+
+
+@pytest.mark.parametrize("lacks", ["score", "epoch_seconds", "peak_bytes"])
+def test_no_whole_run(keep: Keep, tables: None, tmp_path: Path, lacks: str) -> None:
+    """A record without what every run measures is named beside the damaged ones."""
+    spec = expected.cells()[0].spec
+    keep(spec)
+    path = keep(spec.seeded(1), key="f")
+    data = json.loads(path.read_text())
+    for part in ("values", "cost"):
+        data[part].pop(lacks, None)
+    path.write_text(json.dumps(data))
+    found = gather(tmp_path / "records")
+
+    assert [f"{path} is not the record of a whole run: it has no {lacks}"] == found.damaged
+    assert [0] == [record.spec.seed for verdict in found.verdicts for record in verdict.records]

@@ -260,7 +260,7 @@ def test_hub_unreachable(tmp_path: Path) -> None:
 
     expected = (
         "peft_dp.validate.Missing: nyu-mll/glue mnli/train-00000-of-00001.parquet is not in the local cache and the "
-        "hub did not give it (ConnectError): pass --peft-data DIR with MNLI/train.tsv in it, or use a machine that "
+        "hub cannot be reached (ConnectError): pass --peft-data DIR with MNLI/train.tsv in it, or use a machine that "
         "reaches the hub"
     )
     assert "Retrying" not in actual

@@ -121,8 +121,12 @@ def test_head(job: Callable[..., Job], head: str) -> None:
 @pytest.mark.parametrize(
     ("task", "readout", "message"),
     [
-        ("entities", "cls", "task 'entities' needs the readout 'tokens', not 'cls'"),
-        ("sentiment", "tokens", "task 'sentiment' needs a readout other than 'tokens', not 'tokens'"),
+        ("entities", "cls", "task 'entities' needs the readout 'tokens', not 'cls': take a row for such tasks"),
+        (
+            "sentiment",
+            "tokens",
+            "task 'sentiment' needs a readout other than 'tokens', not 'tokens': take a row for such tasks",
+        ),
     ],
 )
 def test_readout(tokens: Make, places: Places, task: str, readout: str, message: str) -> None:
