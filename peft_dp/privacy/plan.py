@@ -66,8 +66,7 @@ def calibrate(spec: Spec, examples: int) -> Plan:
     """
     if spec.privacy is not None:
         return private_plan(spec.privacy, examples, spec.batch, spec.epochs)
-    _check(examples, spec.batch)
-    per_epoch = math.ceil(examples / spec.batch)
+    per_epoch = steps_per_epoch(examples, spec.batch, private=False)
     return Plan(
         examples=examples,
         batch=spec.batch,
@@ -84,11 +83,10 @@ def private_plan(privacy: Privacy, examples: int, batch: int, epochs: int) -> Pl
     Raises:
         ValueError: The logical batch is larger than the data.
     """
-    _check(examples, batch)
+    per_epoch = steps_per_epoch(examples, batch, private=True)
     if privacy.delta > 1 / examples:
         start = f"delta {privacy.delta:g} is above 1/{examples}: publishing a few examples whole would also satisfy it"
         warnings.warn(f"{start}; choose a delta well below {1 / examples:.1g}", stacklevel=2)
-    per_epoch = examples // batch
     steps, rate = epochs * per_epoch, batch / examples
     return Plan(
         examples=examples,
@@ -105,11 +103,17 @@ def private_plan(privacy: Privacy, examples: int, batch: int, epochs: int) -> Pl
     )
 
 
-def _check(examples: int, batch: int) -> None:
+def steps_per_epoch(examples: int, batch: int, *, private: bool) -> int:
+    """Updates of one epoch, see `calibrate`.
+
+    Raises:
+        ValueError: The logical batch is larger than the data.
+    """
     if batch > examples:
         raise ValueError(
             f"batch {batch} is larger than the {examples} training examples: choose a batch of at most {examples}"
         )
+    return examples // batch if private else math.ceil(examples / batch)
 
 
 @cache
