@@ -16,10 +16,11 @@ from typing import Any
 
 import shtab
 from tabulate import tabulate
+from tqdm import tqdm
 
 from peft_dp import expected, showing
 from peft_dp.files import write
-from peft_dp.validate import Missing
+from peft_dp.validate import Missing, positive
 
 MINIMUM_SEEDS = 5
 FIRST_SEED = 5
@@ -30,7 +31,7 @@ SCREEN = Path("-")
 
 EXIT_CODES = """exit codes:
     0  done
-    1  a cell differs, moved, leaks or learnt nothing; of `doctor`: the main job cannot run here
+    1  a cell differs, moved, failed, leaks or learnt nothing; of `doctor`: the main job cannot run here
     2  bad input
     3  this machine lacks something: data, weights, a GPU
   130  interrupted
@@ -93,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
         "peft-dp doctor --data DIR --backbones DIR  # with folders of your own",
         "peft-dp doctor --json",
     )
-    verb.add_argument("--json", action="store_true", help="one JSON object")
+    _json(verb)
     _folders(verb)
     _records(verb)
     verb.set_defaults(verb=doctor)
@@ -106,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         "peft-dp list --json embedded/",
     )
     verb.add_argument("prefix", nargs="?", default="", metavar="PREFIX", help="only ids that start so, e.g. slash/")
-    verb.add_argument("--json", action="store_true", help="one JSON list")
+    _json(verb, "list")
     verb.set_defaults(verb=show_all)
 
     verb = add(
@@ -117,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         "peft-dp show slash/table2/slash-d1024/rte --json",
     )
     _id(verb, "e.g. embedded/smoke/bitfit/sentiment or slash/claims/c1")
-    verb.add_argument("--json", action="store_true", help="one JSON object")
+    _json(verb)
     verb.set_defaults(verb=show)
 
     verb = add(
@@ -128,8 +129,8 @@ def _parser() -> argparse.ArgumentParser:
         "peft-dp run embedded/smoke/bitfit/sentiment --backbone distilbert --json",
     )
     _id(verb, "e.g. embedded/smoke/bitfit/sentiment")
-    verb.add_argument("--json", action="store_true", help="one JSON object")
-    verb.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    _json(verb)
+    _seed(verb)
     verb.add_argument(
         "--backbone", metavar="NAME", help="another than the row's, e.g. minilm; then nothing is expected"
     )
@@ -139,14 +140,54 @@ def _parser() -> argparse.ArgumentParser:
     verb.set_defaults(verb=run)
 
     verb = add(
+        "plan",
+        "what cells will cost before anything runs: steps, tokens, FLOPs, memory, time",
+        "peft-dp plan slash/ --device H200",
+        "peft-dp plan embedded/smoke --records DIR -v  # with the times of records made on this machine",
+        "peft-dp plan slash/table2 --device A100 --within 8h  # what fits in a night",
+    )
+    verb.add_argument("prefix", nargs="*", metavar="PREFIX", help="cells whose ids start so; default: all")
+    verb.add_argument("--device", metavar="NAME", default="cpu", help="A100, H100, H200, RTX8000 or cpu; default: cpu")
+    verb.add_argument("--records", type=Path, metavar="DIR", help="times of the device, from runs made on it")
+    verb.add_argument("--within", metavar="TIME", help="pick the most cells that fit in it, e.g. 8h, 30m or 90s")
+    verb.add_argument("--claim", metavar="ID", help="only the cells that decide it, e.g. slash/claims/c1")
+    verb.add_argument("--seeds", type=int, metavar="N", help="runs of each cell; default: as its table says")
+    verb.add_argument("--workers", type=int, metavar="N", help="say how long so many devices take at once")
+    verb.add_argument("--durations", type=Path, metavar="FILE", help="write seconds by test there, for pytest-split")
+    _json(verb)
+    verb.add_argument("-v", "--verbose", action="store_true", help="a line a cell")
+    verb.set_defaults(verb=plan)
+
+    verb = add(
+        "submit",
+        "train what has no record yet as jobs, several at once here or on a Slurm cluster",
+        "peft-dp submit embedded/smoke --records DIR  # on this machine",
+        "peft-dp submit slash/table2 bitfit_plus/ --engine slurm --partition gpu --records DIR",
+        "peft-dp submit slash/table2 --engine slurm --slurm account=lab --slurm cpus-per-task=4",
+    )
+    verb.add_argument("prefix", nargs="+", metavar="PREFIX", help="cells whose ids start so, e.g. embedded/smoke")
+    verb.add_argument("--engine", choices=("local", "slurm"), default="local", help="default: local")
+    verb.add_argument("--seeds", type=int, metavar="N", help="runs of each cell; default: as its table says")
+    verb.add_argument("--workers", type=int, metavar="N", help="jobs at once; default: here one a GPU or core")
+    verb.add_argument("--minutes", type=float, default=60, metavar="M", help="of a Slurm job, about; default: 60")
+    verb.add_argument("--partition", metavar="NAME", help="Slurm's partition; default: the cluster's")
+    verb.add_argument("--gpus", type=int, metavar="N", help="of a Slurm job; default: 1 for the paper budget, else 0")
+    verb.add_argument(
+        "--slurm", action="append", default=[], metavar="KEY=VALUE", help="what else sbatch is given; may be repeated"
+    )
+    _places(verb)
+    _records(verb)
+    verb.set_defaults(verb=submit)
+
+    verb = add(
         "audit",
         "a lower bound on epsilon of one private cell, found by attacking it",
         "peft-dp audit embedded/smoke/bitfit-dp/sentiment",
         "peft-dp audit embedded/smoke/bitfit-dp/sentiment --canaries 1000 --json  # coarser and quicker",
     )
     _id(verb, "e.g. embedded/smoke/bitfit-dp/sentiment")
-    verb.add_argument("--json", action="store_true", help="one JSON object")
-    verb.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    _json(verb)
+    _seed(verb)
     verb.add_argument("--canaries", type=int, metavar="M", default=10_000, help="at most; default: 10000")
     _places(verb)
     verb.set_defaults(verb=audit)
@@ -184,7 +225,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     verb.add_argument("before", type=Path, metavar="A", help="a folder of records")
     verb.add_argument("after", type=Path, metavar="B", help="another, of the same cells")
-    verb.add_argument("--json", action="store_true", help="one JSON object")
+    _json(verb)
     verb.set_defaults(verb=compare)
     return parser
 
@@ -204,6 +245,14 @@ def _verb(verbs: Any, name: str, says: str, *examples: str) -> argparse.Argument
 def _id(verb: argparse.ArgumentParser, says: str) -> None:
     action: Any = verb.add_argument("id", help=says)
     action.complete = dict.fromkeys(COMPLETION, "_peft_dp_ids")  # where shtab looks for it
+
+
+def _json(verb: argparse.ArgumentParser, kind: str = "object") -> None:
+    verb.add_argument("--json", action="store_true", help=f"one JSON {kind}")
+
+
+def _seed(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
 
 
 def _folders(verb: argparse.ArgumentParser) -> None:
@@ -256,6 +305,7 @@ def run(options: argparse.Namespace) -> int:
     places = Places(data=options.data, backbones=options.backbones, device=options.device)
     own = {"backbone": cell.spec.backbone, "task": cell.spec.task}
     others = {name: value for name in own if (value := getattr(options, name)) not in (None, own[name])}
+    start = datetime.now(UTC).isoformat(timespec="seconds")
     record = run(replace(cell.spec.seeded(options.seed), **others), places, records, _bar())
     gave = {"values": record.values, "cost": record.cost, "ledger": record.ledger}
     verdict = compare(cell, [record]) if not others else None
@@ -270,8 +320,90 @@ def run(options: argparse.Namespace) -> int:
     print(json.dumps(gave, indent=1))
     changed = ", ".join(f"{name} {value} for {own[name]}" for name, value in others.items())
     print(verdict or f"{cell.id} with {changed}: not the row's own, so nothing is expected of it")
-    print(f"record: {path}")
+    made = str(record.environment["date"])
+    print(f"record: {path}" + f" (of {made}: remove it to train again)" * (made < start))
     return code
+
+
+def plan(options: argparse.Namespace) -> int:
+    """Prints what cells will cost on a device.
+
+    Raises:
+        ValueError: An unknown prefix, claim or device, or a time or a number of seeds that is none.
+    """
+    from peft_dp import planning
+    from peft_dp.estimate import calibrated, estimate
+    from peft_dp.reporting.gather import gather
+    from peft_dp.submitting import select
+
+    for name in ("seeds", "workers"):
+        if getattr(options, name) is not None:
+            positive(**{f"--{name}": getattr(options, name)})
+    if options.claim and options.prefix:
+        raise ValueError("--claim names its cells itself: leave out PREFIX")
+    time = planning.seconds(options.within) if options.within else None
+    cells = planning.deciding(options.claim) if options.claim else select(options.prefix or [""])
+    verdicts = gather(options.records).verdicts if options.records else ()
+    clocks = calibrated(options.device, [record for verdict in verdicts for record in verdict.records])
+    bar = tqdm(cells, desc="counting", delay=2, leave=False, disable=_bar() is None)
+    found = [estimate(cell, clocks, options.seeds) for cell in bar]
+    fits, others = planning.within(found, time) if time else (found, [])
+    if options.durations:
+        _write(options.durations, json.dumps(planning.durations(fits), indent=1) + "\n")
+    if options.json:
+        print(json.dumps(planning.data(fits, options.device, clocks), indent=1))
+        return 0
+    print(planning.text(found, options.device, clocks, verbose=options.verbose or bool(options.claim)))
+    if options.workers and fits:
+        print(planning.spread(fits, options.workers))
+    if time:
+        print(f"\n{planning.selection(fits, others, options.within, options.seeds)}")
+    return 0
+
+
+def submit(options: argparse.Namespace) -> int:
+    """Sends cells without records as jobs; 1 where one on this machine failed.
+
+    Raises:
+        ValueError: A prefix of no cell's id.
+        Missing: This machine lacks what sends jobs.
+    """
+    from peft_dp import submitting
+    from peft_dp.places import Places
+
+    for name in ("seeds", "workers", "minutes"):
+        if getattr(options, name) is not None:
+            positive(**{f"--{name}": getattr(options, name)})
+    if options.engine == "local" and (options.partition or options.gpus or options.slurm):
+        raise ValueError("--partition, --gpus and --slurm go to sbatch: give --engine slurm with them")
+    work = submitting.Work(
+        cells=submitting.select(options.prefix),
+        seeds=options.seeds,
+        places=Places(data=options.data, backbones=options.backbones, device=options.device),
+        records=options.records,
+    )
+    if options.engine == "slurm":
+        submitting.check_slurm()
+    missing = work.missing()
+    failed: Sequence[expected.Cell] = ()
+    if not missing:
+        print(f"nothing to send: {len(work.cells)} cells have all their records")
+    elif options.engine == "local":
+        failed = submitting.local(work, missing, options.workers)
+    else:
+        submitting.slurm(
+            work,
+            missing,
+            minutes=options.minutes,
+            parallel=options.workers,
+            partition=options.partition,
+            gpus=options.gpus,
+            options=options.slurm,
+        )
+    for cell in failed:
+        _failed(f"{cell.id} has no record", 1)
+    print(f"verdicts, once all is done: {work.command}")
+    return int(bool(failed))
 
 
 def audit(options: argparse.Namespace) -> int:

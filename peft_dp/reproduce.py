@@ -87,6 +87,16 @@ def runs(
     return [found[one.key] for one in asked]
 
 
+def recorded(specs: Sequence[Spec], places: Places, records: Records) -> bool:
+    """Whether each spec has its record; nothing trains.
+
+    Raises:
+        ValueError: As `run`.
+        Missing: As `run`; without data, weights or a device nobody knows which record it would be.
+    """
+    return all(records.load(one.spec, one.key) for one in (_wanted(spec, places) for spec in specs))
+
+
 def _batch(asked: Sequence[Wanted], found: Mapping[str, Record]) -> list[Wanted]:
     """Those without a record, and those that were trained beside them where a session was killed between two records.
 

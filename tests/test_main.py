@@ -174,6 +174,21 @@ def test_list_every_kind(tables: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert ["made/claims/c2", "claims", "nothing", "Wide", "wins.", "yes"] in printed
 
 
+def test_list_is_narrow(tables: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A long sentence of one claim does not make every line as long; as JSON it is whole."""
+    says = "Best beats right " + "in every way " * 20 + "indeed."
+    add(tables)
+    path = tables / "made" / "claims.json"
+    path.write_text(path.read_text().replace("Best beats.", says))
+    main(["list"])
+    printed = capsys.readouterr().out
+    main(["list", "--json"])
+
+    assert "Best beats right in every way" in printed
+    assert max(map(len, printed.splitlines())) < len(says)
+    assert says in [line["expected"] for line in json.loads(capsys.readouterr().out)]
+
+
 @pytest.mark.parametrize(
     ("budget", "weights", "needs"),
     [
@@ -433,6 +448,19 @@ def test_run(
     assert '"trainable": 338' in printed
     assert printed.endswith(f"record: {record}\n")
     assert json.loads(record.read_text())["spec"]["seed"] == 3
+
+
+def test_run_again(tables: Path, here: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`run` trains nothing that has a record, and says from when that is and how to train again."""
+    main(["run", "made/up/right/sentiment", *here])
+    (path,) = (tmp_path / "records").iterdir()
+    data = json.loads(path.read_text())
+    data["environment"]["date"] = "2026-01-01T00:00:00+00:00"
+    path.write_text(json.dumps(data))
+    main(["run", "made/up/right/sentiment", *here])
+    last = capsys.readouterr().out.splitlines()[-1]
+
+    assert f"record: {path} (of 2026-01-01T00:00:00+00:00: remove it to train again)" == last
 
 
 def test_run_on_another_task(tables: Path, here: list[str], capsys: pytest.CaptureFixture[str]) -> None:
