@@ -5,18 +5,24 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TextIO
 
 import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
 
+from peft_dp import expected, workers
+from peft_dp.estimate import work
 from peft_dp.expected import FOLDER, Cell, Claim, Fact
 from peft_dp.expected import MARKERS as BUDGET_MARKERS
 from peft_dp.places import Places
-from peft_dp.records import Record, Records, Unwritable
+from peft_dp.records import Record, Records, Unwritable, read
+from peft_dp.reporting.collect import Collected
 from peft_dp.reporting.compare import Verdict, compare, judge
 from peft_dp.reporting.export import to_markdown
 from peft_dp.reporting.table import text
@@ -31,11 +37,14 @@ MARKERS = {
     "speed": "a benchmark against peers",
     "slow": "takes more than a minute on two cores",
 }
+TOLD = "peft-dp"
+"""The property of a test that says what became of its cell."""
 SELECTED = {"smoke": "not (small or gpu or speed or slow)", "small": "small", "paper": "gpu"}
 
 places_key = pytest.StashKey[Places]()
-records_key = pytest.StashKey[Records]()
-verdicts_key = pytest.StashKey[list[Verdict]]()
+records_key = pytest.StashKey[Records | Collected]()
+folder_key = pytest.StashKey[Path]()
+cells_key = pytest.StashKey[dict[str, Cell]]()
 texts_key = pytest.StashKey[list[str]]()
 
 
@@ -62,6 +71,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--peft-strict", action="store_true", help="a cell that cannot run here fails instead of being skipped"
     )
+    group.addoption(
+        "--peft-collect", action="store_true", help="train nothing: assert what lies in --peft-records, on any machine"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -78,16 +90,78 @@ def pytest_configure(config: pytest.Config) -> None:
             raise pytest.UsageError(f"--{option.replace('_', '-')} {folder} is not a folder")
     if config.option.peft_seeds is not None and config.option.peft_seeds < 1:
         raise pytest.UsageError(f"--peft-seeds must be at least 1, not {config.option.peft_seeds}")
+    if config.option.peft_collect and config.option.peft_records is None:
+        raise pytest.UsageError("--peft-collect asserts records that are there: name their folder, --peft-records DIR")
     if config.option.peft_device == "cuda":
         import torch
 
         if not torch.cuda.is_available():
             raise pytest.UsageError(f"--peft-device cuda, but torch {torch.__version__} sees no CUDA device here")
-    config.stash[verdicts_key] = []
+    config.stash[cells_key] = {}
     config.stash[texts_key] = []
+    if worker := _is_worker(config):
+        config.stash[folder_key] = Path(config.workerinput["peft_records"])
+        config.workeroutput["peft_texts"] = config.stash[texts_key]
+    else:
+        stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H%M%SZ")
+        config.stash[folder_key] = config.option.peft_records or config.rootpath / "records" / stamp
+        config.pluginmanager.register(_Summary(config))
+    if worker or config.getoption("dist", "no") != "no":
+        # pytest-benchmark would do so itself, and warn; `_Summary` has it write what workers ran.
+        config.option.benchmark_disable = True
+        # Or a long cell would wait in line behind another.
+        config.option.maxschedchunk = config.getoption("maxschedchunk", None) or 1
     config.stash[places_key] = Places(
         data=config.option.peft_data, backbones=config.option.peft_backbones, device=config.option.peft_device
     )
+
+
+def _is_worker(config: pytest.Config) -> bool:
+    """Whether this process is one of several of pytest-xdist, which print nothing."""
+    return hasattr(config, "workerinput")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One worker a GPU, or a core: `pytest -n auto`."""
+    return workers.number()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config, specs: list[Any]) -> None:
+    """Gives each worker its GPU and its cores before it loads torch; who replaces a dead one gets the same."""
+    if config.option.peft_records:  # refused here in one sentence, and not by each worker
+        _open(config)
+    for index, spec in enumerate(specs):
+        spec.env = workers.settings(index, len(specs)) | spec.env
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tells a worker the folder of records."""
+    node.workerinput["peft_records"] = str(node.config.stash[folder_key])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Takes over what a worker has to print at the end."""
+    node.config.stash[texts_key] += getattr(node, "workeroutput", {}).get("peft_texts", [])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
+    """Has several workers begin with the longest cells, and end with claims, which need the records of cells."""
+    yield
+    if not _is_worker(config):
+        return
+
+    def amount(item: pytest.Item) -> float:
+        cell = item.callspec.params.get("cell") if hasattr(item, "callspec") else None
+        return work(cell) * len(cell.specs(config.option.peft_seeds)) if isinstance(cell, Cell) else 0.0
+
+    last = [item for item in items if "check_claim" in getattr(item, "fixturenames", ())]
+    first = sorted((item for item in items if item not in last), key=amount, reverse=True)
+    items[:] = [*workers.dealt(first, config.workerinput["workercount"]), *last]
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -99,6 +173,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     """Marks a cell or a fact with its budget, its paper and its known difference."""
     params = item.callspec.params if hasattr(item, "callspec") else {}
     if isinstance(cell := params.get("cell"), Cell):
+        item.config.stash[cells_key][cell.id] = cell
         marks, differs = (BUDGET_MARKERS[cell.table.budget], cell.table.paper), cell.row.differs
     elif isinstance(fact := params.get("fact"), Fact):
         marks, differs = ("facts", fact.paper), fact.differs
@@ -121,14 +196,16 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         "records_of" in getattr(i, "fixturenames", ()) for i in session.items
     ):
         return
-    stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H%M%SZ")
-    folder = session.config.option.peft_records or session.config.rootpath / "records" / stamp
+    logging.getLogger("peft_dp").addHandler(_Lines(session.config.pluginmanager))
+    _open(session.config)
+
+
+def _open(config: pytest.Config) -> None:
+    kind = Collected if config.option.peft_collect else Records
     try:
-        session.config.stash[records_key] = Records(folder)
+        config.stash[records_key] = kind(config.stash[folder_key])
     except ValueError as error:
         raise pytest.UsageError(str(error)) from None
-    if session.config.pluginmanager.hasplugin("terminalreporter"):  # a worker of xdist has none
-        logging.getLogger("peft_dp").addHandler(_Lines(session.config.pluginmanager))
 
 
 class _Lines(logging.Handler):
@@ -141,13 +218,14 @@ class _Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         with self._capture.global_and_fixture_disabled():
             self._reporter.ensure_newline()
-            self._reporter.write_line(f"peft-dp: {record.getMessage()}")
+            # A worker's standard output goes nowhere.
+            print(f"peft-dp: {record.getMessage()}", file=sys.stderr)
 
 
 @contextmanager
 def _terminal(config: pytest.Config) -> Iterator[TextIO | None]:
     """Where to draw a bar while pytest captures the output; None where no person looks."""
-    if not config.get_terminal_writer().hasmarkup:
+    if _is_worker(config) or not config.get_terminal_writer().hasmarkup:
         yield None
         return
     with config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
@@ -162,16 +240,31 @@ def records_of(request: pytest.FixtureRequest) -> Callable[[Cell], list[Record]]
     def run(cell: Cell) -> list[Record]:
         from peft_dp.reproduce import runs
 
-        specs = cell.specs(config.option.peft_seeds)
+        specs, records = cell.specs(config.option.peft_seeds), config.stash[records_key]
+        if isinstance(records, Collected):
+            return records.of(specs)
         try:
             with _terminal(config) as bar:
-                return runs(specs, config.stash[places_key], config.stash[records_key], bar)
+                return runs(specs, config.stash[places_key], records, bar)
         except FloatingPointError as error:
             pytest.fail(str(error), pytrace=False)
         except Unwritable as error:  # nor would any other cell's record find room
-            pytest.exit(str(error), returncode=2)
+            request.session.shouldstop = str(error)
+            raise pytest.fail.Exception("its record could not be written", pytrace=False) from None
 
     return run
+
+
+def _extra(verdict: Verdict) -> dict[str, Any]:
+    """What a benchmark file says of a cell."""
+    return {
+        "cell": verdict.cell.id,
+        "verdict": verdict.status,
+        "values": [record.values for record in verdict.records],
+        "cost": [record.cost for record in verdict.records],
+        "ledger": [record.ledger for record in verdict.records],
+        "keys": [record.key for record in verdict.records],
+    }
 
 
 @pytest.fixture
@@ -181,23 +274,22 @@ def check(
     """Asserts that a cell's records agree with what is expected of it."""
     config = request.config
 
+    def tell(cell: Cell, paths: Sequence[Path], reason: str = "") -> None:
+        told = {"cell": cell.id, "records": [str(path) for path in paths], "reason": reason}
+        request.node.user_properties.append((TOLD, told))
+
     def check(cell: Cell) -> None:
+        __tracebackhide__ = True  # the message says all
         try:
             records = benchmark.pedantic(records_of, args=(cell,), rounds=1, iterations=1)
         except Missing as missing:
-            config.stash[verdicts_key].append(Verdict(cell=cell, reason=str(missing)))
+            tell(cell, [], str(missing))
             (pytest.fail if config.option.peft_strict else pytest.skip)(str(missing))
         verdict = compare(cell, records)
-        config.stash[verdicts_key].append(verdict)
-        benchmark.extra_info.update(
-            cell=cell.id,
-            verdict=verdict.status,
-            values=[record.values for record in records],
-            cost=[record.cost for record in records],
-            ledger=[record.ledger for record in records],
-            keys=[record.key for record in records],
-        )
-        assert not any(finding.status == "differs" for finding in verdict.findings), str(verdict)
+        tell(cell, [config.stash[records_key].path(record.spec, record.key) for record in records])
+        benchmark.extra_info.update(_extra(verdict))
+        if any(finding.status == "differs" for finding in verdict.findings):
+            raise AssertionError(str(verdict))
 
     return check
 
@@ -207,13 +299,14 @@ def check_claim(request: pytest.FixtureRequest, records_of: Callable[[Cell], lis
     """Asserts that a claim holds of the records of its cells."""
 
     def check(claim: Claim) -> None:
+        __tracebackhide__ = True
         try:
-            runs = {cell.id: records_of(cell) for side in claim.sides for cell in side if not cell.row.cited}
+            finding = judge(claim, {cell.id: records_of(cell) for cell in claim.needed})
         except Missing as missing:
             needs = f"claim {claim.paper}/{claim.id}: {missing}"
             (pytest.fail if request.config.option.peft_strict else pytest.skip)(needs)
-        finding = judge(claim, runs)
-        assert finding.status != "differs", f"{claim.says} ({claim.paper}, section {claim.section}): {finding}"
+        if finding.status == "differs":
+            raise AssertionError(f"{claim.says} ({claim.paper}, section {claim.section}): {finding}")
 
     return check
 
@@ -237,8 +330,10 @@ def check_fact() -> Callable[[Fact], None]:
     def check(fact: Fact) -> None:
         from peft_dp.measuring import facts
 
+        __tracebackhide__ = True
         value = getattr(facts, fact.quantity)(**fact.given)
-        assert fact.agrees(value), f"{fact.paper} {fact.id}: printed {fact.printed}, computed {value:,.10g}"
+        if not fact.agrees(value):
+            raise AssertionError(f"{fact.paper} {fact.id}: printed {fact.printed}, computed {value:,.10g}")
 
     return check
 
@@ -256,21 +351,68 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
     machine_info["peft_dp"] = environment()
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Iterator[None]:
-    """Prints what benchmarks and verdicts have to say; on GitHub, adds the verdicts to the job's summary."""
-    yield
-    verdicts, texts = config.stash[verdicts_key], config.stash[texts_key]
-    if not (verdicts or texts):
-        return
-    writer = config.get_terminal_writer()
-    terminalreporter.section("peft-dp")
-    verbose, colour = config.get_verbosity() > 0, writer.hasmarkup
-    for part in (*texts, text(verdicts, width=writer.fullwidth, verbose=verbose, colour=colour)):
-        terminalreporter.write_line(part)
-    if any(verdict.records for verdict in verdicts):
-        seconds = [epoch.seconds for verdict in verdicts for record in verdict.records for epoch in record.trail]
-        terminalreporter.write_line(f"{sum(seconds):.0f} s of training; records: {config.stash[records_key].folder}")
-    if verdicts and (summary := os.environ.get("GITHUB_STEP_SUMMARY")):
-        with Path(summary).open("a", encoding="utf-8") as file:
-            file.write(to_markdown(verdicts))
+class _Summary:
+    """What tests told of their cells, in the process that prints it: the only one, or the controller of pytest-xdist.
+
+    Attributes:
+        config: Of the session.
+        verdicts: One a cell.
+    """
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        self.verdicts: list[Verdict] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Builds the verdict of a cell from its records."""
+        told = dict(report.user_properties).get(TOLD) if report.when == "call" else None
+        if not told or told["cell"] not in self._cells:
+            return
+        cell = self._cells[told["cell"]]
+        verdict = Verdict(cell=cell, reason=told["reason"])
+        if told["records"]:
+            verdict = compare(cell, [read(Path(path)) for path in told["records"]])
+            if hasattr(report, "node"):
+                self._benchmark(report, verdict)
+        self.verdicts.append(verdict)
+
+    @cached_property
+    def _cells(self) -> dict[str, Cell]:
+        """Those of the tests here; a controller collects none, and knows those of the tables."""
+        return self.config.stash[cells_key] or {cell.id: cell for cell in expected.cells()}
+
+    def _benchmark(self, report: pytest.TestReport, verdict: Verdict) -> None:
+        """Gives pytest-benchmark what it would have measured, had the test run in this process: one round."""
+        session = self.config._benchmarksession
+        called = SimpleNamespace(id=str(verdict.cell), params={"cell": verdict.cell})
+        node = SimpleNamespace(name=report.nodeid.rpartition("::")[2], nodeid=report.nodeid, callspec=called)
+        made = BenchmarkFixture(
+            node, add_stats=session.benchmarks.append, logger=None, warner=None, disabled=False, **session.options
+        )
+        made.extra_info = _extra(verdict)
+        made._make_stats(iterations=1).update(report.duration)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_terminal_summary(self, terminalreporter: Any, config: pytest.Config) -> Iterator[None]:
+        """Prints what benchmarks and verdicts have to say; on GitHub, adds the verdicts to the job's summary."""
+        yield
+        verdicts, texts = sorted(self.verdicts, key=_place), config.stash[texts_key]
+        if not (verdicts or texts):
+            return
+        writer = config.get_terminal_writer()
+        terminalreporter.section("peft-dp")
+        verbose, colour = config.get_verbosity() > 0, writer.hasmarkup
+        for part in (*texts, text(verdicts, width=writer.fullwidth, verbose=verbose, colour=colour)):
+            terminalreporter.write_line(part)
+        if any(verdict.records for verdict in verdicts):
+            seconds = [epoch.seconds for verdict in verdicts for record in verdict.records for epoch in record.trail]
+            terminalreporter.write_line(f"{sum(seconds):.0f} s of training; records: {config.stash[folder_key]}")
+        if verdicts and (summary := os.environ.get("GITHUB_STEP_SUMMARY")):
+            with Path(summary).open("a", encoding="utf-8") as file:
+                file.write(to_markdown(verdicts))
+
+
+def _place(verdict: Verdict) -> tuple[str, str, int, int]:
+    """Where a cell stands in the tables: several workers end in any order."""
+    table = verdict.cell.table
+    return table.paper, table.table, table.rows.index(verdict.cell.row), list(table.tasks).index(verdict.cell.task)

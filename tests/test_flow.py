@@ -18,7 +18,7 @@ PACKAGE = Path(peft_dp.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 ORDER = (
-    ("", "validate", "spec", "places", "registry", "files"),
+    ("", "validate", "spec", "places", "registry", "files", "workers", "hub"),
     ("tasks",),
     ("expected", "schema"),
     ("rng", "packing"),
@@ -33,14 +33,14 @@ ORDER = (
     ("training", "training.batching", "training.trail"),
     ("job",),
     ("training.reuse", "training.checkpoint"),
-    ("training.loop",),
+    ("training.loop", "counting"),
     ("training.together",),
     ("privacy.audit",),
     ("measuring", "measuring.before", "measuring.after", "measuring.cost", "measuring.environment", "measuring.moved"),
     ("records",),
-    ("reproduce",),
-    ("reporting", "doctor"),
-    ("showing",),
+    ("reproduce", "estimate"),
+    ("reporting", "doctor", "submitting"),
+    ("showing", "planning"),
     ("__main__",),
 )
 """From spec to verdict: a module imports modules of its own step and of those before it."""
@@ -124,7 +124,9 @@ def test_listing_cells_is_light() -> None:
     assert [len(peft_dp.cells()), []] == json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("module", ["tasks", "privacy.plan", "training.trail", "measuring.environment", "__main__"])
+@pytest.mark.parametrize(
+    "module", ["tasks", "privacy.plan", "training.trail", "measuring.environment", "submitting", "__main__"]
+)
 def test_no_torch_at_import(module: str) -> None:
     """Modules that say what will run, or what ran, import without torch."""
     code = f"import sys, peft_dp.{module}; print('torch' in sys.modules)"

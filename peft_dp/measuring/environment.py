@@ -9,12 +9,14 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from peft_dp import workers
+
 PINS = ("torch", "transformers", "tokenizers", "opacus", "datasets", "numpy", "scipy", "scikit-learn", "safetensors")
 
 
 @cache
 def environment() -> dict[str, object]:
-    """Machine, threads, versions and git revision, as plain JSON values."""
+    """Machine, threads, workers, versions and git revision, as plain JSON values."""
     import torch
 
     gpu = torch.cuda.is_available()
@@ -24,6 +26,7 @@ def environment() -> dict[str, object]:
         "cpu": _cpu(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "side_by_side": workers.side_by_side(),
         "gpu": torch.cuda.get_device_name() if gpu else None,
         "cuda": torch.version.cuda if gpu else None,
         "versions": versions(),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from peft_dp.records import Record
-from peft_dp.reporting.gather import newest
+from peft_dp.reporting.gather import dated
 from peft_dp.spec import Spec
 from peft_dp.validate import Missing
 
@@ -15,10 +15,10 @@ _log = logging.getLogger(__name__)
 
 
 class Collected:
-    """The newest record of each run in a folder, found by its spec: no data, weights or device is needed to look it up.
+    """The newest record of each run in a folder, found by its spec: that needs no data, weights or device.
 
     Args:
-        folder: Of records, such as several shards' copied into one.
+        folder: Of records, such as those of several machines copied into one.
 
     Raises:
         ValueError: There is no such folder, or no record in it.
@@ -27,20 +27,17 @@ class Collected:
     def __init__(self, folder: Path) -> None:
         from peft_dp.job import code_sha256
 
-        self.folder = folder
-        found, damaged = newest(folder)
+        self._folder, code = folder, code_sha256()
+        records, damaged = dated(folder)
         for fault in damaged:
             _log.warning(fault)
-        code = code_sha256()
-        self._paths = {record.key: path for path, record in found.items()}
-        self._records = {
-            record.spec.digest: record for record in found.values() if record.sources.get("code") == code
-        }
-        self._others = {record.spec.digest for record in found.values() if record.sources.get("code") != code}
+        ours = {path: record for path, record in records.items() if record.sources.get("code") == code}
+        self._found = {record.spec.digest: (path, record) for path, record in ours.items()}
+        self._others = {record.spec.digest for record in records.values()} - self._found.keys()
 
     def path(self, spec: Spec, key: str) -> Path:
-        """Where the record of that key lies."""
-        return self._paths[key]
+        """Where a record of a run lies, as in `Records`."""
+        return self._found[spec.digest][0]
 
     def of(self, specs: Sequence[Spec]) -> list[Record]:
         """The records of some runs.
@@ -48,10 +45,9 @@ class Collected:
         Raises:
             Missing: A run has none that this code made.
         """
-        lacking = [spec for spec in specs if spec.digest not in self._records]
+        lacking = [spec for spec in specs if spec.digest not in self._found]
         if lacking:
             seeds = ", ".join(f"{spec.seed}" for spec in lacking)
-            other = any(spec.digest in self._others for spec in lacking)
-            by = " but by other code" * other
-            raise Missing(f"no record of seed {seeds} in {self.folder}{by}: run it there without --peft-collect")
-        return [self._records[spec.digest] for spec in specs]
+            other = " but of other code" * any(spec.digest in self._others for spec in lacking)
+            raise Missing(f"no record of seed {seeds}{other} in {self._folder}: run it there without --peft-collect")
+        return [self._found[spec.digest][1] for spec in specs]

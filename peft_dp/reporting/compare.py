@@ -35,8 +35,10 @@ from peft_dp.reporting.tolerance import (
     prior,
     resolution,
 )
+from peft_dp.validate import Missing
 
 Status = Literal["reproduced", "undecided", "amber", "differs", "known difference", "not run"]
+TIME = "epoch_seconds"
 MARKS = {"reproduced": "ok   ", "undecided": "ok ? ", "amber": "amber", "differs": "OFF  "}
 
 
@@ -325,7 +327,13 @@ def judge(claim: Claim, runs: Mapping[str, Sequence[Record]]) -> Finding:
     Args:
         claim: The claim.
         runs: Id of each of its cells that can run -> records; a cited one stands with its printed number.
+
+    Raises:
+        Missing: It is about times, and those of the records do not compare.
     """
+    held = [record for cell in claim.needed for record in runs[cell.id]]
+    if claim.quantity == TIME and (why := uneven(held)):
+        raise Missing(why)
     pairs = claim.pairs(*([_value(cell, claim.quantity, runs) for cell in side] for side in claim.sides))
     sign = 1.0 if claim.relation in (">", ">=") else -1.0
     gaps = [sign * (right - left) for left, right in pairs]
@@ -338,6 +346,14 @@ def judge(claim: Claim, runs: Mapping[str, Sequence[Record]]) -> Finding:
         allowed=allowed,
         unusual=0.0,
     )
+
+
+def uneven(records: Sequence[Record]) -> str:
+    """Why the times of some records do not compare: not all had as many workers beside them; "" where they do."""
+    workers = sorted({f"{record.environment.get('side_by_side', 1)}" for record in records})
+    if len(workers) < 2:
+        return ""
+    return f"times taken with {' and '.join(workers)} workers side by side do not compare: run all with as many"
 
 
 def _value(cell: Cell, quantity: str, runs: Mapping[str, Sequence[Record]]) -> float:

@@ -4,8 +4,8 @@ Runs of one spec but for the seed are held against those of the same spec in the
 A score moved where its mean leaves the t interval at 0.1 % (`tolerance`); the spread over seeds is pooled over all
 runs of the task in both folders and what is recorded or printed of them. Seconds and bytes have no spread of their
 own in print: they moved where their ratio leaves the same interval on logarithms, whose spread is that of seeds of one
-spec within a folder, trained one after another; without such repeats only the ratio is known. Of the privacy ledger,
-any difference counts.
+spec within a folder, trained one after another; without such repeats only the ratio is known. Seconds taken beside
+other workers and alone are shown and never moved. Of the privacy ledger, any difference counts.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from tabulate import tabulate
 
 from peft_dp.expected import Cell
 from peft_dp.records import Record
-from peft_dp.reporting.compare import printed_spreads, scoring
+from peft_dp.reporting.compare import TIME, printed_spreads, scoring, uneven
 from peft_dp.reporting.export import flat
 from peft_dp.reporting.gather import Gathered, by_spec
 from peft_dp.reporting.tolerance import RED, Spread, joined, of_runs, pooled, prior
 from peft_dp.spec import to_json
 
 Word = Literal["same", "within noise", "better", "worse"]
-COSTS = ("epoch_seconds", "peak_bytes")
+COSTS = (TIME, "peak_bytes")
 KINDS = ("score", "privacy", *COSTS)
 LONGEST = 24
 """Letters shown of a value that differs."""
@@ -50,16 +50,8 @@ class Runs:
     records: Sequence[Record]
 
     def mean(self, quantity: str) -> float:
-        """The mean over seeds.
-
-        Raises:
-            ValueError: A record lacks the quantity.
-        """
-        held = [record.values | record.cost for record in self.records]
-        for record, values in zip(self.records, held, strict=True):
-            if quantity not in values or (quantity in COSTS and values[quantity] <= 0):
-                raise ValueError(f"record {record.key[:16]} has no {quantity}: it is of no whole run, so remove it")
-        return fmean(values[quantity] for values in held)
+        """The mean over seeds of what every run measures."""
+        return fmean((record.values | record.cost)[quantity] for record in self.records)
 
     @property
     def alike(self) -> tuple[object, ...]:
@@ -96,6 +88,7 @@ class Change:
         word: What became of the score; "same" where each seed that ran twice gave the same.
         ratios: Quantity of cost -> after divided by before.
         allowed: Quantity of cost -> the ratio, or its inverse, that chance explains; none without repeats.
+        uneven: Why its times do not compare, so that none is allowed and none moved; "" where they do.
         ledger: Entry of the privacy ledger -> before and after, where they differ.
         differs: What may explain it -> before and after, where they differ.
         moved: What moved beyond noise, of `KINDS`.
@@ -107,6 +100,7 @@ class Change:
     word: Word
     ratios: dict[str, float]
     allowed: dict[str, float]
+    uneven: str
     ledger: dict[str, tuple[str, str]]
     differs: dict[str, tuple[str, str]]
     moved: list[str]
@@ -220,7 +214,8 @@ def _change(before: Runs, after: Runs, both: Sequence[Runs]) -> Change:
     elif abs(scores[1] - scores[0]) <= noise:
         word = "within noise"
     ratios = {name: after.mean(name) / before.mean(name) for name in COSTS}
-    repeats = {name: spread for name in COSTS if (spread := _repeats(name, both))}
+    apart = uneven([*before.records, *after.records])
+    repeats = {name: spread for name in COSTS if not (apart and name == TIME) and (spread := _repeats(name, both))}
     allowed = {name: exp(spread.half_width(*number, RED)) for name, spread in repeats.items()}
     ledger = _unequal(before.ledger(), after.ledger())
     costs = [name for name in allowed if abs(log(ratios[name])) > log(allowed[name]) + 1e-9]
@@ -231,6 +226,7 @@ def _change(before: Runs, after: Runs, both: Sequence[Runs]) -> Change:
         word=word,
         ratios=ratios,
         allowed=allowed,
+        uneven=apart,
         ledger=ledger,
         differs=_unequal(before.circumstances(), after.circumstances()),
         moved=["score"] * (word in ("better", "worse")) + ["privacy"] * bool(ledger) + costs,
@@ -263,7 +259,7 @@ def _repeats(quantity: str, both: Sequence[Runs]) -> Spread | None:
     for runs in both:
         # Seeds that train together share one clock.
         alone = [record for record in runs.records if record.environment.get("seeds_together", 1) == 1]
-        if len(alone) > 1:
+        if len(alone) > 1 and not (quantity == TIME and uneven(alone)):
             found.append(of_runs([log(record.cost[quantity]) for record in alone]))
     return joined(found) if found else None
 
@@ -306,6 +302,8 @@ def text(found: Drift) -> str:
         entries = [f"  {name}: {before} -> {after}" for name, (before, after) in change.ledger.items()]
         ledgers["\n".join(entries)].append(change.name)
     parts += [f"privacy differs in {_names(names)}\n{entries}" for entries, names in ledgers.items() if entries]
+    for why in sorted({change.uneven for change in changes if change.uneven}):
+        parts.append(f"{why}; not judged in {_names([change.name for change in changes if change.uneven == why])}")
     for kind, differences in found.differs.items():
         parts.append(_because(kind, differences, sum(kind in change.moved for change in changes), len(changes)))
     for word, names in zip(("before", "after"), found.only, strict=True):

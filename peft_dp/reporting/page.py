@@ -24,6 +24,7 @@ from peft_dp.reporting.figures import UNITS, Figure, of_table, ours, plain
 from peft_dp.reporting.gather import Gathered, by_spec
 from peft_dp.reporting.table import SIGNS, spent
 from peft_dp.spec import Spec
+from peft_dp.validate import Missing
 
 FOLDER = Path(__file__).parent
 CLAIMED: dict[Status, str] = {
@@ -241,8 +242,12 @@ def _claims(verdicts: Sequence[Verdict]) -> dict[str, list[tuple[Claim, Status, 
         if claim.differs:
             status = "known difference"
         elif needed and all(cell.id in runs for cell in needed):
-            finding = judge(claim, runs)
-            status, detail = finding.status, f"short by {finding.ours:.3g}, allowed {finding.allowed:.3g}"
+            try:
+                finding = judge(claim, runs)
+            except Missing as missing:
+                detail = str(missing)
+            else:
+                status, detail = finding.status, f"short by {finding.ours:.3g}, allowed {finding.allowed:.3g}"
         found.setdefault(claim.paper, []).append((claim, status, detail))
     return found
 

@@ -35,8 +35,8 @@ class Sign(NamedTuple):
 
 SIGNS: dict[Status, Sign] = {
     "reproduced": Sign("=", 32, "equal, as far as the dev set can tell"),
-    "undecided": Sign("?", 36, "not shown to differ, nor proved equal: more seeds decide"),
-    "amber": Sign("~", 33, "off by more than chance explains 19 times in 20: no failure"),
+    "undecided": Sign("?", 36, "not shown to differ, nor proved equal: more seeds decide (--peft-seeds N)"),
+    "amber": Sign("~", 33, "unusual: off by more than chance explains 19 times in 20, or nothing learnt; no failure"),
     "differs": Sign("X", 31, "off by more than chance explains 999 times in 1000: a failure"),
     "known difference": Sign("k", 35, "differs, as its row announces"),
     "not run": Sign("-", 90, "why is said below"),

@@ -14,12 +14,13 @@ from peft_dp.measuring.environment import environment, versions
 
 
 def test_keys() -> None:
-    """Machine, threads, versions and revision are there, as JSON values."""
+    """Machine, threads, workers, versions and revision are there, as JSON values."""
     found = environment()
+    filled = {"system", "python", "cpu", "cores", "threads", "side_by_side"}
 
-    assert {"system", "python", "cpu", "cores", "threads", "gpu", "cuda", "versions", "revision", "dirty"} <= set(found)
+    assert filled | {"gpu", "cuda", "versions", "revision", "dirty"} <= set(found)
     assert found == json.loads(json.dumps(found))
-    assert all(found[name] for name in ("system", "python", "cpu", "cores", "threads"))
+    assert all(found[name] for name in filled)
 
 
 def test_versions() -> None:

@@ -44,6 +44,7 @@ def keep(
     peak: float = 1e6,
     ledger: dict[str, Any] | None = None,
     together: int = 1,
+    workers: int = 1,
     **values: float,
 ) -> None:
     """Keeps a record a score, of seeds 0, 1, ..."""
@@ -57,7 +58,12 @@ def keep(
                 trail=[],
                 cost={"epoch_seconds": seconds[seed] if seconds else 1.0, "peak_bytes": peak},
                 sources={"data": "d", "weights": "w", "code": "c"},
-                environment={"versions": {"torch": torch}, "seeds_together": together, "date": folder.name},
+                environment={
+                    "versions": {"torch": torch},
+                    "seeds_together": together,
+                    "side_by_side": workers,
+                    "date": folder.name,
+                },
             )
         )
 
@@ -201,6 +207,31 @@ def test_seconds_of_seeds_trained_together(spec: Make, tmp_path: Path) -> None:
     keep(tmp_path / "b", spec(), FIVE, together=5, seconds=[9.0] * 5)
 
     assert ({}, []) == (between(tmp_path).changes[0].allowed, between(tmp_path).changes[0].moved)
+
+
+@pytest.mark.parametrize(("workers", "moved"), [(1, ["epoch_seconds", "peak_bytes"]), (2, ["peak_bytes"])])
+def test_seconds_in_company(spec: Make, tmp_path: Path, workers: int, moved: list[str]) -> None:
+    """Seconds taken beside other workers and alone are shown, and said not to compare; bytes compare as ever."""
+    keep(tmp_path / "a", spec(), FIVE)
+    keep(tmp_path / "b", spec(), FIVE, seconds=[2.0] * 5, peak=2e6, workers=workers)
+    found = between(tmp_path)
+    (change,) = found.changes
+
+    assert moved == change.moved
+    assert {"epoch_seconds": 2.0, "peak_bytes": 2.0} == change.ratios
+    assert ("times taken with 1 and 2 workers side by side do not compare" in text(found)) == (workers == 2)
+    assert [one.name for one in found.differs["peak_bytes"]] == ["side_by_side"] * (workers == 2)
+
+
+def test_repeats_in_company(spec: Make, tmp_path: Path) -> None:
+    """Seeds of which one was taken beside another worker are no repeats of their seconds."""
+    for name in ("a", "b"):
+        keep(tmp_path / name, spec(), FIVE)
+        keep(tmp_path / name, spec(), FIVE[:1], seconds=[9.0], workers=2)
+    (change,) = between(tmp_path).changes
+
+    assert {"peak_bytes"} == change.allowed.keys()
+    assert change.uneven
 
 
 def test_memory_that_repeats(spec: Make, tmp_path: Path) -> None:
