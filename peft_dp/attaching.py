@@ -45,8 +45,6 @@ def attach(model: nn.Module, method: str, *, seed: int = 0, **config: object) ->
     backbone = view(model)
     module = registry.load("methods", method)
     backbone.freeze()
-    device = next(model.parameters()).device
-    backbone.to("cpu")  # where methods draw what they add, so that a seed draws the same for any device
     module.install(backbone, module.Config(**config), torch.Generator().manual_seed(seed))
-    backbone.to(str(device))
+    backbone.to(str(next(model.parameters()).device))  # what a method adds may lie elsewhere
     return backbone.trained()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,10 @@ import torch
 
 from peft_dp.places import Places
 from peft_dp.spec import Optimiser, Spec
+
+# Models here are so small that a second thread costs more than it gives; what tests start heeds the variable.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 WORDS = ["the", "a", "film", "was", "not", "good", "bad", "dull", "fine", "we", "saw", "it", "and", "very", "but", "of"]
 

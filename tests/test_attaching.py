@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 import peft_dp
+from peft_dp import registry
 
 SHAPES = {
     "bert": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32},
@@ -35,6 +37,17 @@ def test_attach(family: str, auto: type) -> None:
     assert moved <= set(trained)
     assert any("classifier" in name for name in moved)
     assert any("classifier" not in name for name in moved)
+
+
+@pytest.mark.parametrize("method", registry.names("methods"))
+def test_device(method: str) -> None:
+    """What a method adds lies where the model does; meta stands for a device that is not the CPU."""
+    config = AutoConfig.for_model("bert", vocab_size=50, num_labels=3, **SHAPES["bert"])
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(config)
+    trained = peft_dp.attach(model, method, **asdict(registry.load("methods", method).EXAMPLE))
+
+    assert {"meta"} == {parameter.device.type for parameter in trained.values()}
 
 
 def test_unknown_family() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import math
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, replace
@@ -521,10 +520,3 @@ def test_report_of_damaged_records(examples: int, folder: Path) -> None:
 
     holds(good)
     fuzz(examples, turned(good), holds)
-
-
-@pytest.mark.parametrize("value", [math.inf, math.nan])
-def test_not_finite(value: float) -> None:
-    """A setting that is no finite number is refused where it is made, not where it is used."""
-    with pytest.raises(ValueError, match="finite"):
-        Optimiser(rate=value)

@@ -68,11 +68,11 @@ EXAMPLE = Config(gated_epochs=1)
 class _Gate(nn.Module):
     """Hard-concrete gates, stretched to (-1.5, 1.5), under the noise of the current step."""
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
+    def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
         super().__init__()
-        self.alpha = nn.Parameter(torch.full(shape, START))
+        self.alpha = nn.Parameter(torch.full(shape, START, device=device))
         self.noise: Tensor  # log u - log(1 - u)
-        self.register_buffer("noise", torch.zeros(shape), persistent=False)
+        self.register_buffer("noise", torch.zeros(shape, device=device), persistent=False)
 
     def draw(self, rng: torch.Generator) -> None:
         noise = torch.rand(self.noise.shape, generator=rng, device=self.noise.device, dtype=self.noise.dtype)
@@ -90,7 +90,8 @@ class _Gated(nn.Module):
     def __init__(self, weight: Tensor, structured: bool) -> None:
         super().__init__()
         self.w = nn.Parameter(torch.zeros_like(weight))
-        self.gates = nn.ModuleList([_Gate(tuple(weight.shape)), *([_Gate((1,))] if structured else [])])
+        shapes = [tuple(weight.shape), *[(1,)] * structured]
+        self.gates = nn.ModuleList(_Gate(shape, weight.device) for shape in shapes)
 
     def shift(self) -> Tensor:
         shift: Tensor = self.w

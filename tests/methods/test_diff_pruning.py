@@ -54,7 +54,7 @@ def test_starts_as_pretrained(spec: Any, places: Places) -> None:
 @pytest.mark.parametrize("alpha", [-1.0, 0.0, 5.0])
 def test_gate(alpha: float) -> None:
     """A gate is the released code's: stretched concrete, with its share of values at 0 and at 1."""
-    gate = diff_pruning._Gate((100, 100))
+    gate = diff_pruning._Gate((100, 100), torch.device("cpu"))
     nn.init.constant_(gate.alpha, alpha)
     gate.draw(torch.Generator().manual_seed(0))
     u = torch.rand(100, 100, generator=torch.Generator().manual_seed(0)).clamp(1e-4, 1 - 1e-4)
