@@ -291,7 +291,7 @@ def record() -> Callable[..., Record]:
             "values": {"score": 80.0, "trainable": 770.0, "answers": 2.0, "above_majority": 30.0},
             "ledger": None,
             "trail": [epoch, epoch],
-            "cost": {},
+            "cost": {"epoch_seconds": 6.0, "peak_bytes": 1e8},
             "sources": {},
             "environment": environment() | {"device": "cpu", "seeds_together": 1} | entries,
         }

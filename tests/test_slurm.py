@@ -15,7 +15,10 @@ from .test_submit import ROWS, STEPS, Pace, kept, one_thread, pace, records, ser
 
 __all__ = ["one_thread", "pace", "records", "submit", "table"]  # fixtures
 
-pytestmark = pytest.mark.skipif(slurm.lacks(), reason=slurm.MISSING)
+pytestmark = [
+    pytest.mark.slow,  # each starts daemons, and waits for what they do on their own clocks
+    pytest.mark.skipif(slurm.lacks(), reason=slurm.MISSING),
+]
 
 
 @pytest.fixture
