@@ -163,7 +163,7 @@ class Job(Group):
     def __call__(self) -> None:
         """As `Group`, but on SIGTERM it keeps its state and waits to be killed.
 
-        For a job that ends by itself when it is pre-empted has failed, to Slurm, and is not started again.
+        For a job that ends by itself when it is preempted has failed, to Slurm, and is not started again.
         """
         from peft_dp.training.checkpoint import Stopped
 

@@ -116,7 +116,7 @@ def _of(node: str) -> set[int]:
 
 @contextmanager
 def cluster(folder: Path, nodes: int) -> Iterator[Cluster]:
-    """Starts a cluster of nodes with one core each, and ends all of it; jobs in `urgent` pre-empt those in `main`."""
+    """Starts a cluster of nodes with one core each, and ends all of it; jobs in `urgent` preempt those in `main`."""
     names = [f"n{at}" for at in range(1, nodes + 1)]
     port, *ports = _ports(nodes + 1)
     line = "NodeName={} NodeHostname=localhost NodeAddr=127.0.0.1 Port={} CPUs=1"
