@@ -151,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--records", type=Path, metavar="DIR", help="times of the device, from runs made on it")
     verb.add_argument("--within", metavar="TIME", help="pick the most cells that fit in it, e.g. 8h, 30m or 90s")
     verb.add_argument("--claim", metavar="ID", help="only the cells that decide it, e.g. slash/claims/c1")
-    verb.add_argument("--seeds", type=int, metavar="N", help="runs of each cell; default: as its table says")
+    _seeds(verb)
     verb.add_argument("--workers", type=int, metavar="N", help="say how long so many devices take at once")
     verb.add_argument("--durations", type=Path, metavar="FILE", help="write seconds by test there, for pytest-split")
     _json(verb)
@@ -167,7 +167,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     verb.add_argument("prefix", nargs="+", metavar="PREFIX", help="cells whose ids start so, e.g. embedded/smoke")
     verb.add_argument("--engine", choices=("local", "slurm"), default="local", help="default: local")
-    verb.add_argument("--seeds", type=int, metavar="N", help="runs of each cell; default: as its table says")
+    _seeds(verb)
     verb.add_argument("--workers", type=int, metavar="N", help="jobs at once; default: here one a GPU or core")
     verb.add_argument("--minutes", type=float, default=60, metavar="M", help="of a Slurm job, about; default: 60")
     verb.add_argument("--partition", metavar="NAME", help="Slurm's partition; default: the cluster's")
@@ -255,6 +255,10 @@ def _seed(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
 
 
+def _seeds(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--seeds", type=int, metavar="N", help="runs of each cell; default: as its table says")
+
+
 def _folders(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--data", "--peft-data", type=Path, metavar="DIR", help="real data, e.g. GLUE's official folders")
     verb.add_argument(
@@ -334,15 +338,12 @@ def plan(options: argparse.Namespace) -> int:
     from peft_dp import planning
     from peft_dp.estimate import calibrated, estimate
     from peft_dp.reporting.gather import gather
-    from peft_dp.submitting import select
 
-    for name in ("seeds", "workers"):
-        if getattr(options, name) is not None:
-            positive(**{f"--{name}": getattr(options, name)})
+    _positive(options, "seeds", "workers")
     if options.claim and options.prefix:
         raise ValueError("--claim names its cells itself: leave out PREFIX")
     time = planning.seconds(options.within) if options.within else None
-    cells = planning.deciding(options.claim) if options.claim else select(options.prefix or [""])
+    cells = planning.deciding(options.claim) if options.claim else expected.select(options.prefix or [""])
     verdicts = gather(options.records).verdicts if options.records else ()
     clocks = calibrated(options.device, [record for verdict in verdicts for record in verdict.records])
     bar = tqdm(cells, desc="counting", delay=2, leave=False, disable=_bar() is None)
@@ -361,6 +362,17 @@ def plan(options: argparse.Namespace) -> int:
     return 0
 
 
+def _positive(options: argparse.Namespace, *names: str) -> None:
+    """Looks at numbers that may be left out.
+
+    Raises:
+        ValueError: One is given and not above 0.
+    """
+    for name in names:
+        if getattr(options, name) is not None:
+            positive(**{f"--{name}": getattr(options, name)})
+
+
 def submit(options: argparse.Namespace) -> int:
     """Sends cells without records as jobs; 1 where one on this machine failed.
 
@@ -371,13 +383,11 @@ def submit(options: argparse.Namespace) -> int:
     from peft_dp import submitting
     from peft_dp.places import Places
 
-    for name in ("seeds", "workers", "minutes"):
-        if getattr(options, name) is not None:
-            positive(**{f"--{name}": getattr(options, name)})
+    _positive(options, "seeds", "workers", "minutes")
     if options.engine == "local" and (options.partition or options.gpus or options.slurm):
         raise ValueError("--partition, --gpus and --slurm go to sbatch: give --engine slurm with them")
     work = submitting.Work(
-        cells=submitting.select(options.prefix),
+        cells=expected.select(options.prefix),
         seeds=options.seeds,
         places=Places(data=options.data, backbones=options.backbones, device=options.device),
         records=options.records,

@@ -368,6 +368,11 @@ class Cell:
         """`paper/table/row/task`."""
         return f"{self.table.paper}/{self.table.table}/{self.row.id}/{self.task}"
 
+    @property
+    def node(self) -> str:
+        """What pytest calls its test."""
+        return f"bench/test_{self.table.paper}.py::test_{self.table.table}[{self}]"
+
     @cached_property
     def spec(self) -> Spec:
         """The run of seed 0.
@@ -467,6 +472,19 @@ def find(cell: str) -> Cell:
         close_ids = ", ".join(close) or "none"
         raise ValueError(f"no cell {short(cell)}; close: {close_ids}; `peft-dp list{start}` shows all")
     return every[cell]
+
+
+def select(prefixes: Sequence[str]) -> list[Cell]:
+    """The cells whose ids start with one of these.
+
+    Raises:
+        ValueError: No cell's id starts with one of them.
+    """
+    every = cells()
+    for prefix in prefixes:
+        if not any(cell.id.startswith(prefix) for cell in every):
+            raise ValueError(f"no cell's id starts with {short(prefix)}; `peft-dp list` shows all")
+    return [cell for cell in every if cell.id.startswith(tuple(prefixes))]
 
 
 def claims(paper: str | None = None, *, printed: bool | None = None) -> list[Claim]:

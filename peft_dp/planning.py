@@ -43,11 +43,11 @@ def deciding(claim: str) -> list[Cell]:
     known = {f"{each.paper}/claims/{each.id}": each for each in expected.claims()}
     if claim not in known:
         raise ValueError(f"no claim {short(claim)}; `peft-dp list` shows all")
-    cells = {cell.id: cell for side in known[claim].sides for cell in side if not cell.row.cited}
-    if not cells or known[claim].differs:
-        why = "the paper's own numbers contradict it" if cells else "its numbers are all cited"
+    needed = known[claim].needed
+    if not needed:
+        why = "the paper's own numbers contradict it" if known[claim].differs else "its numbers are all cited"
         raise ValueError(f"claim {claim} is decided without a run: {why}; `peft-dp show {claim}` has them")
-    return list(cells.values())
+    return list({cell.id: cell for cell in needed}.values())
 
 
 def within(found: Sequence[Estimate], time: float) -> tuple[list[Estimate], list[Estimate]]:
@@ -62,14 +62,9 @@ def within(found: Sequence[Estimate], time: float) -> tuple[list[Estimate], list
     return [found[at] for at in sorted(fits)], [each for at, each in enumerate(found) if at not in fits]
 
 
-def node(cell: Cell) -> str:
-    """The pytest id of a cell."""
-    return f"bench/test_{cell.table.paper}.py::test_{cell.table.table}[{cell}]"
-
-
 def durations(found: Sequence[Estimate]) -> dict[str, float]:
     """Pytest id -> seconds, as pytest-split's `--durations-path` reads them."""
-    return {node(each.cell): round(each.seconds, 3) for each in found}
+    return {each.cell.node: round(each.seconds, 3) for each in found}
 
 
 def data(found: Sequence[Estimate], device: str, clocks: Mapping[str, Clock]) -> dict[str, Any]:
@@ -158,7 +153,7 @@ def selection(fits: Sequence[Estimate], others: Sequence[Estimate], time: str, s
     if fits:
         marks = " or ".join(sorted({MARKERS[each.cell.table.budget] for each in fits}))
         more = ["--peft-seeds", str(seeds)] if seeds else []
-        lines.append(shlex.join(["pytest", "-m", marks, *more, *(node(each.cell) for each in fits)]))
+        lines.append(shlex.join(["pytest", "-m", marks, *more, *(each.cell.node for each in fits)]))
     for name, of in groupby(others, lambda each: _name(each.cell)):
         left = list(of)
         hours = sum(each.seconds for each in left) / 3600

@@ -156,7 +156,7 @@ def _show_cell(cell: Cell) -> Lines:
         ("note", table.note),
         ("needs", _needs(cell.spec)),
         ("run", f"peft-dp run {cell.id}"),
-        ("test", f'pytest "bench/test_{table.paper}.py::test_{table.table}[{cell}]" -m {MARKERS[table.budget]}'),
+        ("test", f'pytest "{cell.node}" -m {MARKERS[table.budget]}'),
     ]
 
 

@@ -25,12 +25,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from peft_dp import estimate, expected, workers
+from peft_dp import estimate, workers
 from peft_dp.expected import MARKERS, Cell
 from peft_dp.places import Places
 from peft_dp.records import Record, Records, Unwritable, read
 from peft_dp.spec import Spec
-from peft_dp.validate import Missing, short
+from peft_dp.validate import Missing
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
@@ -100,19 +100,6 @@ class Work:
     def runs(self, cells: Sequence[Cell]) -> dict[str, list[Spec]]:
         """The runs of some of the cells, by their ids."""
         return {cell.id: cell.specs(self.seeds) for cell in cells}
-
-
-def select(prefixes: Sequence[str]) -> list[Cell]:
-    """The cells whose ids start with one of these.
-
-    Raises:
-        ValueError: No cell's id starts with one of them.
-    """
-    cells = expected.cells()
-    for prefix in prefixes:
-        if not any(cell.id.startswith(prefix) for cell in cells):
-            raise ValueError(f"no cell's id starts with {short(prefix)}; `peft-dp list` shows all")
-    return [cell for cell in cells if cell.id.startswith(tuple(prefixes))]
 
 
 @dataclass(frozen=True, kw_only=True)

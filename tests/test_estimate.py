@@ -374,7 +374,7 @@ def test_durations_have_pytest_ids(record: Callable[..., Record]) -> None:
     cell = expected.find("embedded/smoke/head/sentiment")
     (found,) = planning.durations(estimates([cell], device=CPU, records=[record()]))
 
-    assert {planning.node(cell) for cell in expected.cells("embedded/smoke")} <= set(listed)
+    assert {cell.node for cell in expected.cells("embedded/smoke")} <= set(listed)
     assert found in listed
 
 
