@@ -17,10 +17,10 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from peft_dp import expected, workers
-from peft_dp.estimate import work
 from peft_dp.expected import FOLDER, Cell, Claim, Fact
 from peft_dp.expected import MARKERS as BUDGET_MARKERS
 from peft_dp.places import Places
+from peft_dp.planning.estimate import work
 from peft_dp.records import Record, Records, Unwritable, read
 from peft_dp.reporting.collect import Collected
 from peft_dp.reporting.compare import Verdict, compare, judge
@@ -303,10 +303,10 @@ def check_claim(request: pytest.FixtureRequest, records_of: Callable[[Cell], lis
         try:
             finding = judge(claim, {cell.id: records_of(cell) for cell in claim.needed})
         except Missing as missing:
-            needs = f"claim {claim.paper}/{claim.id}: {missing}"
+            needs = f"claim {claim.path}: {missing}"
             (pytest.fail if request.config.option.peft_strict else pytest.skip)(needs)
         if finding.status == "differs":
-            raise AssertionError(f"{claim.says} ({claim.paper}, section {claim.section}): {finding}")
+            raise AssertionError(f"{claim.says} ({claim.path}, section {claim.section}): {finding}")
 
     return check
 

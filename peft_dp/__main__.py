@@ -18,8 +18,9 @@ import shtab
 from tabulate import tabulate
 from tqdm import tqdm
 
-from peft_dp import expected, showing
+from peft_dp import expected
 from peft_dp.files import write
+from peft_dp.reporting import showing
 from peft_dp.validate import Missing, positive
 
 MINIMUM_SEEDS = 5
@@ -277,8 +278,8 @@ def _records(verb: argparse.ArgumentParser) -> None:
 
 def doctor(options: argparse.Namespace) -> int:
     """Prints what this machine can run; 1 where that is not the whole main job."""
-    from peft_dp.doctor import examine, text
     from peft_dp.places import Places
+    from peft_dp.reporting.doctor import examine, text
 
     report = examine(Places(data=options.data, backbones=options.backbones), options.records)
     print(json.dumps(asdict(report), indent=1) if options.json else text(report))
@@ -335,30 +336,30 @@ def plan(options: argparse.Namespace) -> int:
     Raises:
         ValueError: An unknown prefix, claim or device, or a time or a number of seeds that is none.
     """
-    from peft_dp import planning
-    from peft_dp.estimate import calibrated, estimate
+    from peft_dp.planning import summary
+    from peft_dp.planning.estimate import calibrated, estimate
     from peft_dp.reporting.gather import gather
 
     _positive(options, "seeds", "workers")
     if options.claim and options.prefix:
         raise ValueError("--claim names its cells itself: leave out PREFIX")
-    time = planning.seconds(options.within) if options.within else None
-    cells = planning.deciding(options.claim) if options.claim else expected.select(options.prefix or [""])
+    time = summary.seconds(options.within) if options.within else None
+    cells = summary.deciding(options.claim) if options.claim else expected.select(options.prefix or [""])
     verdicts = gather(options.records).verdicts if options.records else ()
     clocks = calibrated(options.device, [record for verdict in verdicts for record in verdict.records])
     bar = tqdm(cells, desc="counting", delay=2, leave=False, disable=_bar() is None)
     found = [estimate(cell, clocks, options.seeds) for cell in bar]
-    fits, others = planning.within(found, time) if time else (found, [])
+    fits, others = summary.within(found, time) if time else (found, [])
     if options.durations:
-        _write(options.durations, json.dumps(planning.durations(fits), indent=1) + "\n")
+        _write(options.durations, json.dumps(summary.durations(fits), indent=1) + "\n")
     if options.json:
-        print(json.dumps(planning.data(fits, options.device, clocks), indent=1))
+        print(json.dumps(summary.data(fits, options.device, clocks), indent=1))
         return 0
-    print(planning.text(found, options.device, clocks, verbose=options.verbose or bool(options.claim)))
+    print(summary.text(found, options.device, clocks, verbose=options.verbose or bool(options.claim)))
     if options.workers and fits:
-        print(planning.spread(fits, options.workers))
+        print(summary.spread(fits, options.workers))
     if time:
-        print(f"\n{planning.selection(fits, others, options.within, options.seeds)}")
+        print(f"\n{summary.selection(fits, others, options.within, options.seeds)}")
     return 0
 
 
@@ -380,8 +381,8 @@ def submit(options: argparse.Namespace) -> int:
         ValueError: A prefix of no cell's id.
         Missing: This machine lacks what sends jobs.
     """
-    from peft_dp import submitting
     from peft_dp.places import Places
+    from peft_dp.planning import submitting
 
     _positive(options, "seeds", "workers", "minutes")
     if options.engine == "local" and (options.partition or options.gpus or options.slurm):

@@ -134,6 +134,11 @@ class Table:
     rows: list[Row]
     note: str = ""
 
+    @property
+    def path(self) -> str:
+        """Its name among the tables of all papers."""
+        return f"{self.paper}/{self.table}"
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Fact:
@@ -167,6 +172,11 @@ class Fact:
     def __str__(self) -> str:
         """The pytest id."""
         return self.id.replace("/", "-")
+
+    @property
+    def path(self) -> str:
+        """Its id among those of all papers."""
+        return f"{self.paper}/{self.id}"
 
     def agrees(self, value: float) -> bool:
         """Whether a computed value, written as the paper writes, is what the paper prints."""
@@ -241,6 +251,11 @@ class Claim:
         """The pytest id."""
         return self.id
 
+    @property
+    def path(self) -> str:
+        """Its id among those of all papers."""
+        return f"{self.paper}/claims/{self.id}"
+
     def cells(self, side: str | None) -> list[Cell]:
         """The cells of a row, one a task, cited or not; none for the side that is a number.
 
@@ -254,9 +269,7 @@ class Claim:
         row = next((row for row in table.rows if row.id == side), None)
         for task in self.tasks:
             if row is None or task not in row.cells:
-                raise ValueError(
-                    f"claim {self.paper}/{self.id}: {name} has no cell {short(side)[1:-1]}/{short(task)[1:-1]}"
-                )
+                raise ValueError(f"claim {self.path}: {name} has no cell {short(side)[1:-1]}/{short(task)[1:-1]}")
         return [Cell(table=table, row=row, task=task) for task in self.tasks if row]
 
     @property
@@ -366,7 +379,7 @@ class Cell:
     @property
     def id(self) -> str:
         """`paper/table/row/task`."""
-        return f"{self.table.paper}/{self.table.table}/{self.row.id}/{self.task}"
+        return f"{self.table.path}/{self.row.id}/{self.task}"
 
     @property
     def node(self) -> str:
@@ -412,7 +425,7 @@ class Cell:
     def _recorded(self, quantity: Literal["scores", "losses"]) -> dict[str, dict[str, list[float]]]:
         return {
             row: {task: list(seeds.values()) for task, seeds in tasks.items()}
-            for row, tasks in recorded(f"{self.table.paper}/{self.table.table}").whole(quantity).items()
+            for row, tasks in recorded(self.table.path).whole(quantity).items()
         }
 
 

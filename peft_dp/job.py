@@ -26,6 +26,9 @@ from peft_dp.training.batching import IGNORED, Batch, Encoded, encode
 from peft_dp.validate import Missing
 from peft_dp.weights import Random, Source, check_shape
 
+APART = ("__main__.py", "planning", "reporting")
+"""Of the package: what no run uses, so that a record stays good when it changes."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:
@@ -239,11 +242,11 @@ _LOSSES: dict[Kind, Callable[[Tensor, Tensor], Tensor]] = {
 
 @cache
 def code_sha256() -> str:
-    """Hash of the package's source files, but for those that only read records: one made by other code is another."""
+    """Hash of the source files that a run may use: a record made by other code is another."""
     folder = Path(__file__).parent
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
-        if "reporting" in path.relative_to(folder).parts:
+        if path.relative_to(folder).parts[0] in APART:
             continue
         digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
     return digest.hexdigest()

@@ -191,7 +191,7 @@ def test_unknown_cell(put: Callable[..., Path], fields: dict[str, Any], cell: st
     with pytest.raises(ValueError) as caught:
         expected.claims()
 
-    assert f"claim paper/c1: paper/table has no cell {cell}" == str(caught.value)
+    assert f"claim paper/claims/c1: paper/table has no cell {cell}" == str(caught.value)
 
 
 def test_unknown_table(put: Callable[..., Path]) -> None:
@@ -248,7 +248,7 @@ def test_selection(put: Callable[..., Path]) -> None:
 def test_known_differences_are_right() -> None:
     """A claim of the project's own files announces a difference exactly where the printed numbers contradict it."""
     decided = [(claim, claim.printed()) for claim in expected.claims(printed=True)]
-    wrong = [f"{claim.paper}/{claim.id}" for claim, pairs in decided if bool(claim.differs) == claim.holds(pairs or [])]
+    wrong = [claim.path for claim, pairs in decided if bool(claim.differs) == claim.holds(pairs or [])]
 
     assert decided
     assert not wrong

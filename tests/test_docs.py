@@ -71,7 +71,7 @@ def ids(text: str) -> set[str]:
 def known() -> set[str]:
     """Every id."""
     cells = {cell.id for cited in (False, True) for cell in expected.cells(cited=cited)}
-    return cells | {f"{claim.paper}/claims/{claim.id}" for claim in expected.claims()}
+    return cells | {claim.path for claim in expected.claims()}
 
 
 def test_pages_have_commands() -> None:

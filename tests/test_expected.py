@@ -26,7 +26,7 @@ from peft_dp.validate import Missing
 Put = Callable[..., Path]
 
 CELLS, CITED = expected.cells(), expected.cells(cited=True)
-NAMES = {cell.id: f"{cell.table.paper}/{cell.table.table}" for cell in CELLS}
+NAMES = {cell.id: cell.table.path for cell in CELLS}
 TABLES = {table: [cell for cell in CELLS if NAMES[cell.id] == table] for table in NAMES.values()}
 """Table -> its cells that can run. One test a table: a test a cell takes longer than what it tests."""
 MEASURED = {*before.__all__, *after.__all__}

@@ -6,13 +6,14 @@ import ast
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 import peft_dp
 from peft_dp import registry, tasks
+from peft_dp.job import APART
 
 PACKAGE = Path(peft_dp.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -33,14 +34,14 @@ ORDER = (
     ("training", "training.batching", "training.trail"),
     ("job",),
     ("training.reuse", "training.checkpoint"),
-    ("training.loop", "counting"),
+    ("training.loop",),
     ("training.together",),
     ("privacy.audit",),
     ("measuring", "measuring.before", "measuring.after", "measuring.cost", "measuring.environment", "measuring.moved"),
     ("records",),
-    ("reproduce", "estimate"),
-    ("reporting", "doctor", "submitting"),
-    ("showing", "planning"),
+    ("reproduce",),
+    ("planning",),
+    ("reporting",),
     ("__main__",),
 )
 """From spec to verdict: a module imports modules of its own step and of those before it."""
@@ -65,9 +66,18 @@ def step(module: str) -> int:
         module = module.rpartition(".")[0]
 
 
-def imported(path: Path) -> Iterator[str]:
-    """The package's modules that importing the file imports: not those for type checking or inside a function."""
-    for node in at_import(ast.parse(path.read_text())):
+def at_import(tree: ast.AST) -> Iterator[ast.AST]:
+    """The nodes that run when a module is imported: none for type checking or inside a function."""
+    for node in ast.iter_child_nodes(tree):
+        typing_only = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        if not typing_only and not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield node
+            yield from at_import(node)
+
+
+def imported(path: Path, nodes: Callable[[ast.AST], Iterator[ast.AST]] = at_import) -> Iterator[str]:
+    """The package's modules that some nodes of a file import."""
+    for node in nodes(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (
                 alias.name.removeprefix("peft_dp.") for alias in node.names if alias.name.startswith("peft_dp.")
@@ -76,15 +86,6 @@ def imported(path: Path) -> Iterator[str]:
             module = (node.module or "").removeprefix("peft_dp").removeprefix(".")
             inside = [f"{module}.{alias.name}".removeprefix(".") for alias in node.names]
             yield from (name if name in NAMES else module for name in inside)
-
-
-def at_import(tree: ast.AST) -> Iterator[ast.AST]:
-    """The nodes that run when a module is imported."""
-    for node in ast.iter_child_nodes(tree):
-        typing_only = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-        if not typing_only and not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            yield node
-            yield from at_import(node)
 
 
 def test_every_module_has_a_step() -> None:
@@ -102,6 +103,17 @@ def test_imports_point_back(path: Path) -> None:
     ahead = [module for module in imported(path) if step(module) > step(mine)]
 
     assert not ahead
+
+
+def test_runs_use_nothing_apart() -> None:
+    """What the hash of a run's code leaves out is imported by nothing that it holds, inside functions neither."""
+    apart = {Path(part).stem for part in APART}
+    held = [path for path in FILES if name_of(path).split(".")[0] not in apart]
+    used = {module for path in held for module in imported(path, ast.walk)}
+
+    assert apart <= NAMES
+    assert "training.loop" in used
+    assert not [module for module in used if module.split(".")[0] in apart]
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
@@ -125,7 +137,7 @@ def test_listing_cells_is_light() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["tasks", "privacy.plan", "training.trail", "measuring.environment", "submitting", "__main__"]
+    "module", ["tasks", "privacy.plan", "training.trail", "measuring.environment", "planning.submitting", "__main__"]
 )
 def test_no_torch_at_import(module: str) -> None:
     """Modules that say what will run, or what ran, import without torch."""

@@ -164,7 +164,7 @@ def test_head_fits_the_task(spec: Make, places: Places, task: str, loss: Callabl
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A small package that stands where the hash of the code is taken."""
-    for folder in ("methods", "reporting"):
+    for folder in ("methods", "planning", "reporting"):
         (tmp_path / folder).mkdir()
     (tmp_path / "job.py").write_text("x = 1")
     (tmp_path / "methods" / "one.py").write_text("y = 1")
@@ -178,14 +178,16 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         (lambda package: (package / "notes.txt").write_text("z"), True),
         (lambda package: (package / "reporting" / "page.py").write_text("z"), True),
+        (lambda package: (package / "planning" / "estimate.py").write_text("z"), True),
+        (lambda package: (package / "__main__.py").write_text("z"), True),
         (lambda package: (package / "methods" / "one.py").write_text("y = 2"), False),
         (lambda package: (package / "methods" / "one.py").rename(package / "methods" / "two.py"), False),
         (lambda package: (package / "methods" / "two.py").write_text(""), False),
     ],
-    ids=["no code", "reporting", "edit", "rename", "add"],
+    ids=["no code", "reporting", "planning", "command line", "edit", "rename", "add"],
 )
 def test_code_hash(package: Path, change: Callable[[Path], object], same: bool) -> None:
-    """The hash of the code changes with the text or name of any source file but those of reporting."""
+    """The hash of the code changes with the text or name of any source file that a run may use."""
     first = code_sha256()
     change(package)
     code_sha256.cache_clear()

@@ -308,7 +308,7 @@ def test_not_there(run: Run, alone: tuple[Outcome, Path], tmp_path: Path) -> Non
     assert f"1 cell not run: no record of seed 0 but of other code {where}" in outcome.text
     assert ended(outcome) == Counter(passed=6, skipped=3)
     assert ended(strict) == Counter(passed=6, failed=3)
-    assert "claim made/time: times taken with 1 and 2 workers side by side do not compare" in strict.text
+    assert "claim made/claims/time: times taken with 1 and 2 workers side by side do not compare" in strict.text
 
 
 def session(tables: Path, *arguments: object) -> subprocess.CompletedProcess[str]:

@@ -187,7 +187,7 @@ def number(value: float | None, digits: int = 0) -> str:
 def _blocks(verdicts: Sequence[Verdict]) -> list[Block]:
     """The tables of which something ran, each whole."""
     ran = {verdict.cell.id: verdict for verdict in verdicts}
-    tables = {f"{verdict.cell.table.paper}/{verdict.cell.table.table}": None for verdict in verdicts}
+    tables = {verdict.cell.table.path: None for verdict in verdicts}
     blocks = []
     for name in tables:
         cells = [*expected.cells(name), *expected.cells(name, cited=True)]
@@ -224,7 +224,7 @@ def _papers(blocks: Sequence[Block]) -> dict[str, list[Block]]:
 
 def _untouched(blocks: Sequence[Block]) -> list[str]:
     """The tables of which nothing ran."""
-    touched = {f"{block.table.paper}/{block.table.table}" for block in blocks}
+    touched = {block.table.path for block in blocks}
     return [name for path in expected.paths() if (name := f"{path.parent.name}/{path.stem}") not in touched]
 
 

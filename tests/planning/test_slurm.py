@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from peft_dp import Places
+from peft_dp.planning import submitting
 
 from . import slurm
 from .slurm import Cluster, until
@@ -96,6 +97,37 @@ def test_stopped(
 
     assert kept(records) == serial(places)
     assert STEPS * len(ROWS) < pace.steps
+
+
+def test_time_out(
+    send: Callable[..., None],
+    cluster: Cluster,
+    pace: Pace,
+    places: Places,
+    records: Path,
+    one_thread: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A job whose time runs out is requeued by Slurm's own signal, and goes on."""
+    monkeypatch.setattr(submitting, "LEAST", 3)  # minutes, of which the signal takes two
+    pace.hold()
+    send()
+    pace.held()
+    finish(cluster)
+
+    assert kept(records) == serial(places)
+    logs = "".join(path.read_text() for path in (records / "jobs").rglob("*.err"))
+    assert "timed-out" in logs
+    assert STEPS * len(ROWS) < pace.steps
+
+
+def test_gpus(send: Callable[..., None], cluster: Cluster, pace: Pace, records: Path) -> None:
+    """A job is given as many GPUs as it asks for, by the variable that torch reads."""
+    send("--gpus", "2")
+    finish(cluster)
+
+    assert len(kept(records)) == len(ROWS)
+    assert (pace.folder / "gpus").read_text() == "0,1"
 
 
 def test_preempted(

@@ -25,9 +25,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from peft_dp import estimate, workers
+from peft_dp import workers
 from peft_dp.expected import MARKERS, Cell
 from peft_dp.places import Places
+from peft_dp.planning import estimate
 from peft_dp.records import Record, Records, Unwritable, read
 from peft_dp.spec import Spec
 from peft_dp.validate import Missing

@@ -12,8 +12,8 @@ from typing import Any
 from tabulate import tabulate
 
 from peft_dp import expected
-from peft_dp.estimate import CPU, OPERATION, UTILISATION, Clock, Estimate, limits, work
 from peft_dp.expected import MARKERS, Cell
+from peft_dp.planning.estimate import CPU, OPERATION, UTILISATION, Clock, Estimate, limits, work
 from peft_dp.validate import short
 from peft_dp.workers import dealt, makespan
 
@@ -40,7 +40,7 @@ def deciding(claim: str) -> list[Cell]:
     Raises:
         ValueError: No such claim, or none of its cells runs.
     """
-    known = {f"{each.paper}/claims/{each.id}": each for each in expected.claims()}
+    known = {each.path: each for each in expected.claims()}
     if claim not in known:
         raise ValueError(f"no claim {short(claim)}; `peft-dp list` shows all")
     needed = known[claim].needed
@@ -78,7 +78,7 @@ def data(found: Sequence[Estimate], device: str, clocks: Mapping[str, Clock]) ->
 
 def text(found: Sequence[Estimate], device: str, clocks: Mapping[str, Clock], *, verbose: bool = False) -> str:
     """A line a table, a paper and in all, or a line a cell; and how the times came about."""
-    tables = {name: list(of) for name, of in groupby(found, lambda each: _name(each.cell))}
+    tables = {name: list(of) for name, of in groupby(found, lambda each: each.cell.table.path)}
     groups: list[tuple[str, Sequence[Estimate]]] = []
     for paper, names in groupby(tables, lambda name: name.partition("/")[0]):
         held = {name: tables[name] for name in names}
@@ -95,10 +95,6 @@ def text(found: Sequence[Estimate], device: str, clocks: Mapping[str, Clock], *,
     return tabulate(lines, headers=heads, disable_numparse=True, colalign=["left"] + ["right"] * 8) + (
         f"\n\n{_basis(found, device, clocks)}"
     )
-
-
-def _name(cell: Cell) -> str:
-    return f"{cell.table.paper}/{cell.table.table}"
 
 
 def _line(name: str, found: Sequence[Estimate], memory: float) -> list[str]:
@@ -154,7 +150,7 @@ def selection(fits: Sequence[Estimate], others: Sequence[Estimate], time: str, s
         marks = " or ".join(sorted({MARKERS[each.cell.table.budget] for each in fits}))
         more = ["--peft-seeds", str(seeds)] if seeds else []
         lines.append(shlex.join(["pytest", "-m", marks, *more, *(each.cell.node for each in fits)]))
-    for name, of in groupby(others, lambda each: _name(each.cell)):
+    for name, of in groupby(others, lambda each: each.cell.table.path):
         left = list(of)
         hours = sum(each.seconds for each in left) / 3600
         rest = ", ".join(str(each.cell) for each in left[:3]) + (", ..." if len(left) > 3 else "")

@@ -39,6 +39,7 @@ TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 MpiDefault=none
+GresTypes=gpu
 SlurmdTimeout=10
 KillWait=5
 ReturnToService=2
@@ -49,6 +50,9 @@ PreemptMode=REQUEUE
 PartitionName=main Nodes=ALL Default=YES PriorityTier=1 GraceTime=10
 PartitionName=urgent Nodes=ALL PriorityTier=2
 """
+
+GPUS = ("/dev/null", "/dev/zero")
+"""What stands for the GPUs of a node: Slurm wants a device's file, and leaves it alone."""
 
 
 def lacks() -> bool:
@@ -116,14 +120,15 @@ def _of(node: str) -> set[int]:
 
 @contextmanager
 def cluster(folder: Path, nodes: int) -> Iterator[Cluster]:
-    """Starts a cluster of nodes with one core each, and ends all of it; jobs in `urgent` preempt those in `main`."""
+    """Runs a cluster of nodes with one core and two GPUs each; jobs in `urgent` preempt those in `main`."""
     names = [f"n{at}" for at in range(1, nodes + 1)]
     port, *ports = _ports(nodes + 1)
-    line = "NodeName={} NodeHostname=localhost NodeAddr=127.0.0.1 Port={} CPUs=1"
+    line = "NodeName={} NodeHostname=localhost NodeAddr=127.0.0.1 Port={} CPUs=1 Gres=gpu:2"
     lines = "\n".join(line.format(*node) for node in zip(names, ports, strict=True))
     host, user = socket.gethostname(), getpass.getuser()
     configuration = folder / "slurm.conf"
     configuration.write_text(CONFIGURATION.format(folder=folder, host=host, port=port, user=user, nodes=lines))
+    (folder / "gres.conf").write_text("".join(f"Name=gpu File={file}\n" for file in GPUS))
     (folder / "state").mkdir()
     (folder / "munge.key").write_bytes(os.urandom(128))
     (folder / "munge.key").chmod(0o600)

@@ -16,15 +16,16 @@ from typing import Any
 import pytest
 import torch
 
-from peft_dp import Places, Record, expected, submitting, workers
+from peft_dp import Places, Record, expected, workers
 from peft_dp.__main__ import main
-from peft_dp.estimate import Estimate
+from peft_dp.planning import submitting
+from peft_dp.planning.estimate import Estimate
 from peft_dp.records import Records, read
 from peft_dp.reproduce import runs
 
 from .slurm import until
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 PRIVACY = {"epsilon": 8.0, "delta": 1e-3}
 Rows = Mapping[str, Mapping[str, Any]]
@@ -51,6 +52,8 @@ if any("spawn_main" in word or "submitit.core" in word for word in sys.orig_argv
         count += 1
         with open("STEPS", "a") as file:
             file.write(".")
+        with open("GPUS", "w") as file:
+            file.write(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
         if count == 4:
             try:
                 os.rename("HOLD", "TAKEN")
@@ -96,7 +99,7 @@ def pace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pace:
     folder = tmp_path / "pace"
     folder.mkdir()
     site = SITE
-    for name in ("STEPS", "HOLD", "TAKEN", "HELD"):
+    for name in ("STEPS", "HOLD", "TAKEN", "HELD", "GPUS"):
         site = site.replace(name, str(folder / name.lower()))
     (folder / "sitecustomize.py").write_text(site)
     monkeypatch.setenv("PYTHONPATH", f"{folder}:{ROOT}")

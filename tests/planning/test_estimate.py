@@ -15,10 +15,14 @@ import torch
 from pydantic import TypeAdapter
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from peft_dp import Places, Record, Spec, expected, planning, registry, tasks
+from peft_dp import Places, Record, Spec, expected, registry, tasks
 from peft_dp.__main__ import main
-from peft_dp.counting import Shapes
-from peft_dp.estimate import (
+from peft_dp.job import Job, build, gather
+from peft_dp.measuring import cost
+from peft_dp.measuring.environment import environment
+from peft_dp.planning import summary
+from peft_dp.planning.counting import Shapes
+from peft_dp.planning.estimate import (
     CPU,
     LENGTHS,
     OPERATION,
@@ -32,9 +36,6 @@ from peft_dp.estimate import (
     timed,
     work,
 )
-from peft_dp.job import Job, build, gather
-from peft_dp.measuring import cost
-from peft_dp.measuring.environment import environment
 from peft_dp.privacy.engine import noised_sum
 from peft_dp.privacy.plan import calibrate
 from peft_dp.rng import generator
@@ -194,7 +195,7 @@ def test_steps(spec: Make, private: bool) -> None:
 def test_work_needs_no_torch() -> None:
     """Ordering all cells imports neither torch nor transformers."""
     code = (
-        "import sys; from peft_dp import cells; from peft_dp.estimate import work; "
+        "import sys; from peft_dp import cells; from peft_dp.planning.estimate import work; "
         "print(min(map(work, cells())) > 0, sorted({'torch', 'transformers', 'opacus', 'scipy'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -332,7 +333,7 @@ def test_estimates(record: Callable[..., Record]) -> None:
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90.0), ("30m", 1800.0), ("8h", 28800.0), ("1.5h", 5400.0)])
 def test_time(text: str, seconds: float) -> None:
     """A time is a number and its unit."""
-    assert planning.seconds(text) == seconds
+    assert summary.seconds(text) == seconds
 
 
 def test_within() -> None:
@@ -342,11 +343,11 @@ def test_within() -> None:
     found = [
         replace(base, cell=cell, seconds=taken) for cell, taken in zip(cells, (50.0, 10.0, 30.0, 20.0), strict=True)
     ]
-    fits, others = planning.within(found, 65.0)
+    fits, others = summary.within(found, 65.0)
 
     assert [each.cell for each in fits] == [cells[1], cells[2], cells[3]]
     assert [each.cell for each in others] == [cells[0]]
-    assert planning.within(found, 5.0) == ([], found)
+    assert summary.within(found, 5.0) == ([], found)
 
 
 def test_deciding() -> None:
@@ -354,12 +355,12 @@ def test_deciding() -> None:
     claim = next(claim for claim in expected.claims("embedded") if not claim.differs)
     left, right = claim.sides
 
-    assert planning.deciding(f"embedded/claims/{claim.id}") == [*left, *(cell for cell in right if cell not in left)]
+    assert summary.deciding(f"embedded/claims/{claim.id}") == [*left, *(cell for cell in right if cell not in left)]
 
 
 def test_durations_have_pytest_ids(record: Callable[..., Record]) -> None:
     """Durations are told by the ids that pytest gives the cells."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     command = [
         sys.executable,
         "-m",
@@ -372,7 +373,7 @@ def test_durations_have_pytest_ids(record: Callable[..., Record]) -> None:
     ]
     listed = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.splitlines()
     cell = expected.find("embedded/smoke/head/sentiment")
-    (found,) = planning.durations(estimates([cell], device=CPU, records=[record()]))
+    (found,) = summary.durations(estimates([cell], device=CPU, records=[record()]))
 
     assert {cell.node for cell in expected.cells("embedded/smoke")} <= set(listed)
     assert found in listed

@@ -71,11 +71,11 @@ def _cited_line(cell: Cell) -> dict[str, Any]:
 
 def _claim_line(claim: Claim) -> dict[str, Any]:
     needs = next((_needs(cell.spec) for cell in claim.needed), "nothing")
-    return _entry(_claim_id(claim), "claims", claim.says, claim.differs, needs)
+    return _entry(claim.path, "claims", claim.says, claim.differs, needs)
 
 
 def _fact_line(fact: Fact) -> dict[str, Any]:
-    return _entry(f"{fact.paper}/{fact.id}", "facts", fact.printed, fact.differs, **fact.given)
+    return _entry(fact.path, "facts", fact.printed, fact.differs, **fact.given)
 
 
 def _values(cell: Cell) -> str:
@@ -86,10 +86,6 @@ def _number(value: float) -> str:
     return f"{round(value, 4):,.15g}"
 
 
-def _claim_id(claim: Claim) -> str:
-    return f"{claim.paper}/claims/{claim.id}"
-
-
 def show(name: str, *, as_json: bool) -> None:
     """Prints one fact, cell, cited cell or claim on one screen.
 
@@ -97,9 +93,9 @@ def show(name: str, *, as_json: bool) -> None:
         ValueError: There is none of that name.
     """
     known = [
-        *((f"{fact.paper}/{fact.id}", partial(_show_fact, fact), partial(_fact, fact)) for fact in expected.facts()),
+        *((fact.path, partial(_show_fact, fact), partial(_fact, fact)) for fact in expected.facts()),
         *((cell.id, partial(_show_cited, cell), partial(_cell, cell)) for cell in expected.cells(cited=True)),
-        *((_claim_id(claim), partial(_show_claim, claim), partial(_claim, claim)) for claim in expected.claims()),
+        *((claim.path, partial(_show_claim, claim), partial(_claim, claim)) for claim in expected.claims()),
     ]
     for known_name, page, data in known:
         if known_name == name:
@@ -139,7 +135,7 @@ def _print(lines: Sequence[tuple[str, Any]]) -> None:
 
 def _show_fact(fact: Fact) -> Lines:
     test = f'pytest "bench/test_{fact.paper}.py::test_facts[{fact}]" -m facts'
-    return [*({"fact": f"{fact.paper}/{fact.id}"} | asdict(fact) | {"test": test}).items()]
+    return [*({"fact": fact.path} | asdict(fact) | {"test": test}).items()]
 
 
 def _show_cell(cell: Cell) -> Lines:
@@ -200,7 +196,7 @@ def _bands(cell: Cell) -> Lines:
 
 def _show_claim(claim: Claim) -> Lines:
     return [
-        ("claim", _claim_id(claim)),
+        ("claim", claim.path),
         ("says", claim.says),
         ("section", claim.section),
         ("formula", _formula(claim)),

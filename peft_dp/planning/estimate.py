@@ -24,7 +24,7 @@ from peft_dp.tasks import conll, glue
 from peft_dp.tasks import lengths as made
 
 if TYPE_CHECKING:
-    from peft_dp.counting import Pass, Phase
+    from peft_dp.planning.counting import Pass, Phase
 
 VALUES = {
     "minilm": 10.6e6,
@@ -201,7 +201,7 @@ def costs(spec: Spec) -> Costs:
     Raises:
         ValueError: A setting that no run can have; the message names it.
     """
-    from peft_dp.counting import cuts
+    from peft_dp.planning.counting import cuts
     from peft_dp.training.reuse import LIMIT
 
     size, mean, private = examples(spec), _mean(spec.task, spec.max_length), spec.privacy is not None
@@ -288,7 +288,7 @@ def _canonical(spec: Spec) -> Spec:
 
 @lru_cache(maxsize=4096)
 def _counted(spec: Spec, length: int, count: int) -> Counted:
-    from peft_dp.counting import Shapes, places
+    from peft_dp.planning.counting import Shapes, places
 
     shapes = Shapes(spec)
     lengths = [length] * count

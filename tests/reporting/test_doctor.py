@@ -10,10 +10,11 @@ import pytest
 from huggingface_hub import constants
 
 import peft_dp
-from peft_dp import doctor, hub
+from peft_dp import hub
 from peft_dp.__main__ import main
-from peft_dp.doctor import Check, Report, Share, examine, text
 from peft_dp.places import Places
+from peft_dp.reporting import doctor
+from peft_dp.reporting.doctor import Check, Report, Share, examine, text
 
 Look = Callable[..., Report]
 

@@ -1,0 +1,1 @@
+"""What cells will cost, before anything runs, and how they spread over GPUs and machines."""
