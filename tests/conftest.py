@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from peft_dp import expected
 from peft_dp.places import Places
 from peft_dp.spec import Optimiser, Spec
 
@@ -50,6 +51,16 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Places:
     )
     BertModel(config).save_pretrained(folder)
     return Places(backbones=base, device="cpu")
+
+
+@pytest.fixture
+def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder in place of the project's tables; what a test writes there counts at once."""
+    folder = tmp_path / "expected"
+    folder.mkdir()
+    monkeypatch.setattr(expected, "FOLDER", folder)
+    monkeypatch.setattr(expected, "_table", expected._table.__wrapped__)  # read anew each time
+    return folder
 
 
 @pytest.fixture

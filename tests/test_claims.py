@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -70,14 +70,11 @@ CLAIM: dict[str, Any] = {
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(tables: Path) -> Path:
     """A folder with one table of four rows and two tasks, in place of the project's own."""
-    (tmp_path / "paper").mkdir()
-    (tmp_path / "paper" / "table.json").write_text(json.dumps(TABLE))
-    monkeypatch.setattr(expected, "FOLDER", tmp_path)
-    expected._table.cache_clear()
-    yield tmp_path
-    expected._table.cache_clear()
+    (tables / "paper").mkdir()
+    (tables / "paper" / "table.json").write_text(json.dumps(TABLE))
+    return tables
 
 
 @pytest.fixture
@@ -350,7 +347,6 @@ def test_cited_side_without_a_spread(say: Say, folder: Path) -> None:
         row["cells"] = {"rte": {"score": {"value": 70.0}}}
         row["spec"] = {} if row["cited"] else {"method": "head"}
     (folder / "paper" / "table.json").write_text(json.dumps(bare))
-    expected._table.cache_clear()
     finding = verdict(say(right="cited", tasks=["rte"]), {"ours": [69.0]})
 
     # 0.7 standard errors of 0.7 on 277 examples, 1.93, on either side; t(8, 0.999) = 4.501.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import fields
 from functools import cache, reduce
 from pathlib import Path
@@ -93,22 +93,16 @@ def is_sound(name: str, expect: Expect) -> bool:
 
 
 @pytest.fixture
-def put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Put]:
-    """Makes an empty folder the folder of tables; writes `paper/table.json` in it."""
+def put(tables: Path) -> Put:
+    """Writes `paper/table.json`, the only table."""
 
     def write(data: object, name: str = "paper/table.json") -> Path:
-        path = tmp_path / name
+        path = tables / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(data if isinstance(data, str) else json.dumps(data))
-        forget()
         return path
 
-    def forget() -> None:
-        expected._table.cache_clear()
-
-    monkeypatch.setattr(expected, "FOLDER", tmp_path)
-    yield write
-    forget()
+    return write
 
 
 @pytest.mark.parametrize("table", TABLES)

@@ -439,19 +439,16 @@ def test_saved_weights(examples: int, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with tables of one paper and a folder of records of them."""
-    made = tmp_path / "expected" / "made"
-    made.mkdir(parents=True)
+    made = tables / "made"
+    made.mkdir()
     for name, data in (("up", TABLE), ("claims", CLAIMS), ("facts", FACTS), ("up.recorded", RECORDED)):
         (made / f"{name}.json").write_text(json.dumps(data))
-    monkeypatch.setattr(expected, "FOLDER", tmp_path / "expected")
     monkeypatch.chdir(tmp_path)
-    expected._table.cache_clear()
     for cell in expected.cells():
         Records(tmp_path / "records").save(replace(RECORD, spec=cell.spec, key=cell.spec.digest))
-    yield tmp_path
-    expected._table.cache_clear()
+    return tmp_path
 
 
 def command(*arguments: str) -> tuple[int, str]:
@@ -496,7 +493,6 @@ def test_commands_on_damaged_tables(name: str, examples: int, folder: Path) -> N
 
     def holds(content: bytes) -> None:
         path.write_bytes(content)
-        expected._table.cache_clear()
         for arguments in (("list",), ("show", "made/up/plain/sentiment"), ("report", "records")):
             code, said = command(*arguments)
             assert code in (0, 1, 2, 3)

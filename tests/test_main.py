@@ -57,15 +57,11 @@ TABLE: dict[str, Any] = {
 
 
 @pytest.fixture
-def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with one table of two cells on the tiny backbone, in place of the project's own."""
-    folder = tmp_path / "expected"
-    (folder / "made").mkdir(parents=True)
-    (folder / "made" / "up.json").write_text(json.dumps(TABLE))
-    monkeypatch.setattr(expected, "FOLDER", folder)
-    expected._table.cache_clear()
-    yield folder
-    expected._table.cache_clear()
+def tables(tables: Path) -> Path:
+    """One table of two cells on the tiny backbone, in place of the project's own."""
+    (tables / "made").mkdir()
+    (tables / "made" / "up.json").write_text(json.dumps(TABLE))
+    return tables
 
 
 @pytest.fixture
@@ -125,7 +121,6 @@ def add(tables: Path, *, note: str = "", differs: str = "") -> None:
     ]
     text = json.dumps({"source": "a test", "claims": [claim | more for more in claims]})
     (tables / "made" / "claims.json").write_text(text)
-    expected._table.cache_clear()
 
 
 def shown(name: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -205,7 +200,6 @@ def test_list_needs(tables: Path, capsys: pytest.CaptureFixture[str], budget: st
     table = json.loads(path.read_text()) | {"budget": budget}
     table["defaults"]["weights"] = weights
     path.write_text(json.dumps(table))
-    expected._table.cache_clear()
     main(["list", "--json"])
     found = {line["id"]: line["needs"] for line in json.loads(capsys.readouterr().out)}
 

@@ -14,7 +14,8 @@ from jsonschema.exceptions import ValidationError
 from peft_dp import expected
 from peft_dp.schema import schemas
 
-FILES = sorted(expected.FOLDER.glob("*/*.json"))
+FOLDER = expected.FOLDER
+FILES = sorted(FOLDER.glob("*/*.json"))
 UNDESCRIBED = {"$schema", "budget", "optimiser", "name"}
 """Properties whose name says all."""
 
@@ -31,7 +32,7 @@ def validate(path: Path, schema: str) -> None:
 @pytest.mark.parametrize("name", schemas())
 def test_is_renewed(name: str) -> None:
     """The file that editors read is a JSON Schema, and what the types give."""
-    text = (expected.FOLDER / name).read_text(encoding="utf-8")
+    text = (FOLDER / name).read_text(encoding="utf-8")
     Draft202012Validator.check_schema(json.loads(text))
 
     assert text == schemas()[name], "the types have changed: run `python -m peft_dp.schema`"
@@ -53,7 +54,7 @@ def test_files_fit(path: Path) -> None:
     """Every file names its schema, where an editor finds it, and fits it."""
     link = json.loads(path.read_text(encoding="utf-8")).get("$schema", "none")
 
-    assert (path.parent / link).resolve() in {expected.FOLDER / name for name in schemas()}
+    assert (path.parent / link).resolve() in {FOLDER / name for name in schemas()}
     validate(path, Path(link).name)
 
 
@@ -62,25 +63,20 @@ SCHEMA = {TABLE: "table", CLAIMS: "claims", FACTS: "facts", RECORDED: "recorded"
 
 
 @pytest.fixture
-def paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def paper(tables: Path) -> Path:
     """A folder with one valid file of each kind, in place of the project's own."""
-    folder = shutil.copytree(expected.FOLDER / "dp_bitfit", tmp_path / "dp_bitfit")
-    shutil.copy(expected.FOLDER / "embedded" / "smoke.recorded.json", folder / RECORDED)
-    monkeypatch.setattr(expected, "FOLDER", tmp_path)
+    folder = shutil.copytree(FOLDER / "dp_bitfit", tables / "dp_bitfit")
+    shutil.copy(FOLDER / "embedded" / "smoke.recorded.json", folder / RECORDED)
     return folder
 
 
 def read() -> None:
     """Reads every file of that folder as the bench does."""
-    expected._table.cache_clear()
-    try:
-        for cell in expected.cells():
-            assert cell.spec
-        assert expected.claims()
-        assert expected.facts()
-        assert expected.recorded("dp_bitfit/comparison").blessings
-    finally:
-        expected._table.cache_clear()
+    for cell in expected.cells():
+        assert cell.spec
+    assert expected.claims()
+    assert expected.facts()
+    assert expected.recorded("dp_bitfit/comparison").blessings
 
 
 @pytest.mark.parametrize(

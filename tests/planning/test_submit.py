@@ -107,11 +107,9 @@ def pace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pace:
 
 
 @pytest.fixture
-def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Rows], None]]:
+def table(tables: Path) -> Callable[[Rows], None]:
     """Makes a table of rows on the tiny backbone, in place of the project's own."""
-    folder = tmp_path / "expected"
-    (folder / "made").mkdir(parents=True)
-    monkeypatch.setattr(expected, "FOLDER", folder)
+    (tables / "made").mkdir()
 
     def make(rows: Rows) -> None:
         run = {"backbone": "bert", "train": 24, "dev": 12, "epochs": 3, "batch": 8, "max_length": 24}
@@ -126,12 +124,10 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
             "tasks": {"sentiment": {}},
             "rows": [{"id": name, "title": name, "spec": spec, "cells": cells} for name, spec in rows.items()],
         }
-        (folder / "made" / "up.json").write_text(json.dumps(made))
-        expected._table.cache_clear()
+        (tables / "made" / "up.json").write_text(json.dumps(made))
 
     make(ROWS)
-    yield make
-    expected._table.cache_clear()
+    return make
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,17 +33,13 @@ TABLE: dict[str, Any] = {
 
 
 @pytest.fixture
-def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def tables(tables: Path) -> None:
     """Two tables of two rows and two tasks each, in place of the project's own; the second's cells are private."""
     private = {"defaults": TABLE["defaults"] | {"privacy": {"epsilon": 8.0, "delta": 0.01}}}
     for name, more in (("b", {}), ("a", private)):
-        path = tmp_path / "expected" / name / "table.json"
-        path.parent.mkdir(parents=True)
+        path = tables / name / "table.json"
+        path.parent.mkdir()
         path.write_text(json.dumps(TABLE | more | {"paper": name, "table": "table"}))
-    monkeypatch.setattr(expected, "FOLDER", tmp_path / "expected")
-    expected._table.cache_clear()
-    yield
-    expected._table.cache_clear()
 
 
 @pytest.fixture
