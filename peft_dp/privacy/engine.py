@@ -121,7 +121,7 @@ class PrivacyEngine:
         self._noise = rng.Entropy() if seed is None else rng.generator(seed, "noise", device)
         self._drawn = self._steps = 0
         self._batch: list[int] = []
-        self._checked: set[str] = set()  # names of what trained when the model was checked
+        self._checked: tuple[set[str], set[str]] | None = None  # names of what trained, and was in training mode, then
 
     @property
     def steps(self) -> int:
@@ -155,10 +155,11 @@ class PrivacyEngine:
         """
         self._expect(self._steps == self._drawn - 1, "backward was called without a new batch")
         self._expect(list(indices) == self._batch, "backward was given other examples than were drawn")
-        trained = set(trained_parameters(self._model))
-        if trained != self._checked and len(indices) > 1:
+        # The mode too: a batch norm that was in evaluation mode mixes examples once a loop calls train().
+        now = set(trained_parameters(self._model)), {name for name, m in self._model.named_modules() if m.training}
+        if now != self._checked and len(indices) > 1:
             check_independent(self._model, lambda: losses(list(indices[:2])))
-            self._checked = trained
+            self._checked = now
         cuts = [list(indices[at : at + self._physical]) for at in range(0, len(indices), self._physical)]
         sums = noised_sum(self._model, losses, cuts, self._plan, self._noise)
         self._steps += 1

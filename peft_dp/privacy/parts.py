@@ -89,7 +89,8 @@ class Product:
         return replace(self, a=_zeroed(self.a, lost), g=_zeroed(self.g, lost))
 
     def square_norm(self) -> Tensor:
-        return _gram_sum((self.a @ self.a.mT).mul_(self.g @ self.g.mT), self.packing)
+        terms = self.a.shape[2] + self.g.shape[2]
+        return _gram_sum((self.a @ self.a.mT).mul_(self.g @ self.g.mT), terms, self.packing)
 
     def add_to(self, total: Tensor, weights: Tensor) -> None:
         a, g, column = self.a, self.g, _column(weights, self.packing)
@@ -122,7 +123,7 @@ class Rows:
 
     def square_norm(self) -> Tensor:
         same = self.ids[:, :, None] == self.ids[:, None, :]
-        return _gram_sum((self.g @ self.g.mT).mul_(same), self.packing)
+        return _gram_sum((self.g @ self.g.mT).mul_(same), self.g.shape[2], self.packing)
 
     def add_to(self, total: Tensor, weights: Tensor) -> None:
         total.index_add_(0, self.ids.flatten(), (self.g * _column(weights, self.packing)).flatten(0, 1))
@@ -180,19 +181,22 @@ def _column(weights: Tensor, packing: Packing | None) -> Tensor:
     return weights[:, None, None] if packing is None else packing.spread(weights)[..., None]
 
 
-def _gram_sum(products: Tensor, packing: Packing | None) -> Tensor:
+def _gram_sum(products: Tensor, terms: int, packing: Packing | None) -> Tensor:
     """Square norms [B] of sums over t of vectors, from their inner products [B, T, T]; never too short by rounding.
 
     Of packed rows [R, W, W] only products within an example count.
 
-    Where the sum all but cancels, its square norm is lost in the rounding of the products: what they can have
-    lost is added, for a gradient whose norm is found too short would not be clipped.
+    Where the sum all but cancels, its square norm is lost in the rounding of the products: the most that they can
+    have lost is added, for a gradient whose norm is found too short would not be clipped. An inner product of n terms
+    loses at most n half epsilons of the product of the lengths, in whatever order it is summed (Higham 2002, section
+    3.1), to first order: `terms` in both factors, twice the width in the two sums, and a few for the rest.
     """
     if packing:
         products.mul_(packing.same)
     # A feature axis, for a packing's values have one.
     lengths = _total(products.diagonal(dim1=1, dim2=2).sqrt()[..., None], packing)[:, 0]
-    return _total(products.sum(2)[..., None], packing)[:, 0] + 4 * torch.finfo(products.dtype).eps * lengths.square()
+    lost = (terms / 2 + products.shape[1] + 4) * torch.finfo(products.dtype).eps
+    return _total(products.sum(2)[..., None], packing)[:, 0] + lost * lengths.square()
 
 
 def _zeroed(values: Tensor, lost: Tensor) -> Tensor:

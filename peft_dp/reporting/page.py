@@ -23,7 +23,7 @@ from peft_dp.reporting.export import flat
 from peft_dp.reporting.figures import UNITS, Figure, of_table, ours, plain
 from peft_dp.reporting.gather import Gathered, by_spec
 from peft_dp.reporting.table import SIGNS, spent
-from peft_dp.spec import Spec
+from peft_dp.spec import Privacy, Spec
 from peft_dp.validate import Missing
 
 FOLDER = Path(__file__).parent
@@ -89,7 +89,7 @@ def page(gathered: Gathered) -> str:
 
     scripts = [get_plotlyjs(), (FOLDER / "page.js").read_text(encoding="utf-8")]
     templates = Environment(loader=FileSystemLoader(FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    helpers = (about, averages, number, numbers, short, shown, trained)
+    helpers = (about, asked, averages, number, numbers, short, shown, trained)
     templates.globals |= {helper.__name__: helper for helper in helpers} | {"counted": Counter}
     blocks = _blocks(gathered.verdicts)
     records = [*(record for verdict in gathered.verdicts for record in verdict.records), *gathered.others]
@@ -125,9 +125,14 @@ def about(spec: Spec) -> list[tuple[str, str]]:
         ("training", f"{spec.epochs} epochs, batch {spec.batch:,}, {rate}"),
         (
             "privacy",
-            f"epsilon {privacy.epsilon:g}, delta {privacy.delta:g}, clip {privacy.clip:g}" if privacy else "no",
+            f"epsilon {asked(privacy)}, delta {privacy.delta:g}, clip {privacy.clip:g}" if privacy else "no",
         ),
     ]
+
+
+def asked(privacy: Privacy) -> str:
+    """The epsilon that was asked for; nominal where no accountant covers how batches are drawn."""
+    return f"{privacy.epsilon:g}" + " nominal" * (privacy.sampling != "poisson")
 
 
 def shown(verdict: Verdict, quantities: Sequence[str]) -> list[Shown]:

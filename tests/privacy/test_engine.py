@@ -511,6 +511,23 @@ def test_batch_norm_in_eval() -> None:
     assert case.gradients().keys() == case.trained().keys()
 
 
+def test_batch_norm_back_in_training() -> None:
+    """A batch norm let through in evaluation mode is refused once the model is put back into training mode."""
+    model = normalised(1, trained=False)
+    model[1].eval()  # type: ignore[index]
+    case = regression(model)
+    made = engine(model)
+    batches = made.batches()
+    made.backward(case.losses, next(batches))
+    model.train()
+    held = [buffer.clone() for buffer in model.buffers()]
+    with pytest.raises(ValueError, match="1 is a batch norm, which mixes examples: call its eval"):
+        made.backward(case.losses, next(batches))
+
+    assert 1 == made.ledger()["steps"]
+    assert all(torch.equal(buffer, old) for buffer, old in zip(model.buffers(), held, strict=True))
+
+
 @pytest.mark.parametrize(
     ("reduce", "shape"), [(torch.mean, "()"), (lambda losses: losses[:, None], "(5, 1)")], ids=["mean", "column"]
 )

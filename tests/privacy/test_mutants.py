@@ -184,7 +184,7 @@ MUTANTS = [
         parts,
         (
             (
-                "_gram_sum((self.a @ self.a.mT).mul_(self.g @ self.g.mT), self.packing)",
+                "_gram_sum((self.a @ self.a.mT).mul_(self.g @ self.g.mT), terms, self.packing)",
                 "_total((self.a.square().sum(2) * self.g.square().sum(2))[..., None], self.packing)[:, 0]",
             ),
         ),
@@ -195,7 +195,7 @@ MUTANTS = [
         parts,
         (
             (
-                "_gram_sum((self.g @ self.g.mT).mul_(same), self.packing)",
+                "_gram_sum((self.g @ self.g.mT).mul_(same), self.g.shape[2], self.packing)",
                 "_total(self.g.square().sum(2, keepdim=True), self.packing)[:, 0]",
             ),
         ),

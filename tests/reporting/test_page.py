@@ -449,6 +449,25 @@ def test_epsilon_over_steps() -> None:
     assert epsilons[1] == pytest.approx(accountant.get_epsilon(delta=1e-5))
 
 
+def test_nominal_epsilon(tmp_path: Path) -> None:
+    """An epsilon of shuffled batches is called nominal wherever the page has it; one of Poisson sampling is not."""
+    cell = next(cell for cell in expected.cells("dp_bitfit/comparison") if cell.spec.privacy)
+    assert cell.spec.privacy
+    other = replace(cell.spec, privacy=replace(cell.spec.privacy, epsilon=3.25), backbone="own")
+    sound = replace(cell.spec, privacy=replace(cell.spec.privacy, epsilon=1.75, sampling="poisson"), backbone="own")
+    records = Records(tmp_path)
+    for record in (
+        made(cell),
+        *(replace(made(cell, seed=1), key=f"{n}" * 64, spec=s) for n, s in enumerate((other, sound))),
+    ):
+        records.save(record)
+    text = page(gather(tmp_path))
+
+    for said in (">8 nominal<", "epsilon 8 nominal, delta", ">3.25 nominal<", ">1.75<"):
+        assert said in text
+    assert ">8<" not in text
+
+
 def test_figure_without_records(tmp_path: Path) -> None:
     """A figure with nothing to show is left out, and a line says which records it needs."""
     cell = expected.cells("slash/table5")[0]
