@@ -20,6 +20,8 @@ STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, ser_json_i
 """Unknown fields and values of another type are refused; NaN and infinity too, read or written."""
 EPSILON = 50.0
 """The largest that noise is found for: above, where it no longer protects, Opacus's prv takes minutes to find it."""
+DELTA = 1e-10
+"""The least that prv is asked for: from about a hundredth of it rounding decides what it finds."""
 Budget = Literal["smoke", "small", "paper"]
 
 
@@ -29,7 +31,7 @@ class Privacy:
 
     Attributes:
         epsilon: Budget of the whole training, all phases together; at most `EPSILON`.
-        delta: Allowed failure probability; below 1/N to mean anything.
+        delta: Allowed failure probability; below 1/N to mean anything, and for prv at least `DELTA`.
         clip: L2 bound of one example's gradient over all trained parameters.
         clipping: "abadi" cuts what is longer than `clip` to it; "automatic" (AUTO-S, what DP-BiTFiT's code does)
             brings every gradient to about that length.
@@ -53,6 +55,9 @@ class Privacy:
             raise ValueError(
                 f"epsilon must be at most {EPSILON:g}, not {short}: more protects nobody, so leave privacy out"
             )
+        if self.accountant == "prv" and self.delta < DELTA:
+            short = validate.short(self.delta)
+            raise ValueError(f"delta must be at least {DELTA:g} for the accountant 'prv', not {short}: take 'rdp'")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

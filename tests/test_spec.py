@@ -108,6 +108,11 @@ def test_seeded(spec: Make) -> None:
         ("privacy", 8.0, "field 'privacy': "),
         ("privacy.accountant", "moments", "field 'privacy.accountant': Input should be 'prv' or 'rdp' (it holds"),
         ("privacy.epsilon", 0.0, "field 'privacy': epsilon must be a finite number above 0, not 0.0"),
+        (
+            "privacy.delta",
+            1e-11,
+            "field 'privacy': delta must be at least 1e-10 for the accountant 'prv', not 1e-11: take",
+        ),
         ("privacy.epsilon", 1000.0, "field 'privacy': epsilon must be at most 50, not 1000.0: more protects nobody"),
         ("privacy.epsilon", -1.0, "field 'privacy': epsilon must be a finite number above 0, not -1.0"),
         ("privacy.clip", 0.0, "field 'privacy': clip must be a finite number above 0, not 0.0"),
