@@ -94,15 +94,20 @@ class Job:
         """As `Backbone.logits`, in the run's precision."""
         if self.spec.precision == "fp32":
             return self.backbone.logits(batch)
-        with torch.autocast(self.device, torch.bfloat16), _products(self.device):
+        with torch.autocast(self.device, torch.bfloat16), _attention(self.device):
             return self.backbone.logits(batch).float()
 
 
 @contextmanager
-def _products(device: str) -> Iterator[None]:
-    """On a CPU attention by plain matrix products: torch's fused kernel there is 10 times slower in bfloat16."""
+def _attention(device: str) -> Iterator[None]:
+    """How attention in bfloat16 is computed.
+
+    On a GPU not by cuDNN, which prepares a kernel for each shape, and every batch has another number of rows; on a
+    CPU by plain matrix products: torch's fused kernel there is 10 times slower.
+    """
     if device != "cpu":
-        yield
+        with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+            yield
         return
     flags = torch.backends.cuda  # which holds this one for a CPU too
     before = flags.fp16_bf16_reduction_math_sdp_allowed()  # type: ignore[no-untyped-call]

@@ -32,6 +32,7 @@ class Packing:
         reads: Place of each example's read-out [B].
         asking: The examples of a row side by side, B where there are no more [R, S].
         slots: Place of each example in `asking`, counted through all rows [B].
+        longest: Number of tokens of the longest example, known without waiting for a device.
     """
 
     owner: Tensor
@@ -40,6 +41,7 @@ class Packing:
     reads: Tensor
     asking: Tensor
     slots: Tensor
+    longest: int
 
     @cached_property
     def same(self) -> Tensor:
@@ -87,7 +89,7 @@ class Packing:
 
     def apart(self, values: Tensor) -> Tensor:
         """Values [R, W, ...] with a row for each example [B, T, ...], zeros behind its last token."""
-        at = torch.arange(int(self.lengths.max()), device=self.starts.device)
+        at = torch.arange(self.longest, device=self.starts.device)
         behind = at >= self.lengths[:, None]
         places = (self.starts[:, None] + at).masked_fill(behind, 0)
         found = values.flatten(0, 1).index_select(0, places.flatten()).view(*places.shape, *values.shape[2:])

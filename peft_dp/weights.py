@@ -136,7 +136,7 @@ def model(files: Path | Random, kind: Any, outputs: int = 2, **options: Any) -> 
     from transformers import AutoConfig
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(rng.seed(0, "initialisation"))
+        torch.default_generator.manual_seed(rng.seed(0, "initialisation"))  # torch.manual_seed seeds GPUs too
         return kind.from_config(AutoConfig.for_model(**files.config, num_labels=outputs), **options)
 
 

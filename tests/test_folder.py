@@ -193,9 +193,10 @@ from peft_dp import Places
 from peft_dp.records import Records
 from peft_dp.spec import from_json
 
-records, found = Records(Path(sys.argv[2])), []
+backbones, records, found = sys.argv[1], Records(Path(sys.argv[2])), []
+places = Places(backbones=Path(backbones) if backbones else None, device="cpu")
 for fields in json.load(sys.stdin):
-    peft_dp.run(from_json(fields, where="spec"), Places(backbones=Path(sys.argv[1]), device="cpu"), records)
+    peft_dp.run(from_json(fields, where="spec"), places, records)
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     found.append([pages * os.sysconf("SC_PAGESIZE"), len(os.listdir("/proc/self/fd"))])
 print(json.dumps(found))
@@ -218,7 +219,8 @@ def test_soak(spec: Make, places: Places, tmp_path: Path, cells: str) -> None:
     if cells == "smoke":
         heads = [expected.find(f"embedded/smoke/{row}/sentiment").spec for row in ("head", "head-dp")]
         asked = [to_json(heads[seed % 2].seeded(seed)) for seed in range(200)]
-    found = json.loads(child(SOAK, places.backbones, tmp_path, given=json.dumps(asked), timeout=3000))
+    backbones = places.backbones if cells == "tiny" else ""
+    found = json.loads(child(SOAK, backbones, tmp_path, given=json.dumps(asked), timeout=3000))
     # What is loaded and cached at first is no leak; what an allocator keeps for a while neither, hence medians.
     sizes, handles = zip(*found[50:], strict=True)
     slope = (median(sizes[100:]) - median(sizes[:50])) / 100

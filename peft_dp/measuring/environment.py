@@ -19,6 +19,8 @@ def environment() -> dict[str, object]:
     """Machine, threads, workers, versions and git revision, as plain JSON values."""
     import torch
 
+    from peft_dp.privacy.gradients import coarse_products
+
     gpu = torch.cuda.is_available()
     return {
         "system": platform.platform(),
@@ -29,6 +31,8 @@ def environment() -> dict[str, object]:
         "side_by_side": workers.side_by_side(),
         "gpu": torch.cuda.get_device_name() if gpu else None,
         "cuda": torch.version.cuda if gpu else None,
+        "coarse_products": coarse_products(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
         "versions": versions(),
         **_git(Path(__file__).parents[1]),
     }

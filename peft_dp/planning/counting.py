@@ -10,7 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from torch.utils.flop_counter import flop_registry
 
 from peft_dp import registry, tasks
 from peft_dp.backbones import Backbone, load
-from peft_dp.packing import Packing, rows
+from peft_dp.packing import rows
 from peft_dp.privacy.gradients import factors, record, zeros
 from peft_dp.spec import Spec
 from peft_dp.training.batching import Batch, Encoded
@@ -136,9 +136,6 @@ class Shapes:
         """
         data, model = self._encoded(lengths), self.backbone.model
         batch = (data.packed if self.backbone.packs else data.batch)(range(len(data)), "meta")
-        if batch.packing:
-            held = {field.name: getattr(batch.packing, field.name) for field in fields(Packing)}
-            batch = replace(batch, packing=_Packing(**held, longest=max(lengths)))
         counter, low = Counter([*model.parameters(), *model.buffers()]), [(0.0, 0)]
         with ExitStack() as stack:
             if layers:
@@ -211,20 +208,6 @@ def places(lengths: Sequence[int], packs: bool) -> int:
         return len(lengths) * max(lengths)
     held, width = rows(lengths)
     return len(held) * width
-
-
-class _Packing(Packing):
-    """A packing that says how long its longest example is without looking."""
-
-    def __init__(self, *, longest: int, **held: Tensor) -> None:
-        super().__init__(**held)
-        object.__setattr__(self, "_longest", longest)
-
-    def apart(self, values: Tensor) -> Tensor:
-        """Values [R, W, ...] with a row for each example [B, T, ...]."""
-        count, longest = len(self.starts), self.__dict__["_longest"]
-        places = self.starts.new_empty(count * longest)
-        return values.flatten(0, 1).index_select(0, places).view(count, longest, *values.shape[2:])
 
 
 class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -114,18 +114,25 @@ class Encoded:
             """Values [sum of lengths, ...] in rows [R, W, ...]."""
             whole = values.new_full((len(held) * width, *values.shape[1:]), filled)
             whole[places.to(values.device)] = values
-            return whole.view(*size, *values.shape[1:]).to(device)
+            return _moved(whole.view(*size, *values.shape[1:]), device)
 
         reads = starts if self.reads is None else starts + torch.tensor([self.reads[i] for i in indices])
-        tensors = (starts, lengths, reads, asking, slots)
-        where = Packing(placed(owners, len(indices)), *(tensor.to(device) for tensor in tensors))
+        where = Packing(
+            owner=placed(owners, len(indices)),
+            starts=_moved(starts, device),
+            lengths=_moved(lengths, device),
+            reads=_moved(reads, device),
+            asking=_moved(asking, device),
+            slots=_moved(slots, device),
+            longest=int(lengths.max()),
+        )
         labels = self.labels[list(indices)]
         return Batch(
             ids=placed(torch.tensor([token for i in indices for token in self.ids[i]]), self.pad),
             mask=where.same[:, None],
             types=placed(torch.tensor([kind for i in indices for kind in self.types[i]]), 0),
             positions=placed(position, 0),
-            labels=(labels[:, : int(lengths.max())] if labels.dim() == 2 else labels).to(device),
+            labels=_moved(labels[:, : where.longest] if labels.dim() == 2 else labels, device),
             states=None if self.states is None else placed(torch.cat([self.states[i] for i in indices]), 0),
             packing=where,
         )
@@ -142,11 +149,11 @@ class Encoded:
         labels = labels[:, :width] if labels.dim() == 2 else labels
         states = None if self.states is None else [self.states[i] for i in indices]
         return Batch(
-            ids=torch.tensor(ids).to(device),
-            mask=mask.to(device),
-            types=torch.tensor(types).to(device),
-            positions=positions.to(device),
-            labels=labels.to(device),
+            ids=_moved(torch.tensor(ids), device),
+            mask=_moved(mask, device),
+            types=_moved(torch.tensor(types), device),
+            positions=_moved(positions, device),
+            labels=_moved(labels, device),
             states=None if states is None else nn.utils.rnn.pad_sequence(states, batch_first=True),
         )
 
@@ -185,6 +192,11 @@ class Encoded:
             ends.append(best[ends[-1]][1])
         for start, end in pairwise(reversed(ends)):
             yield order[start:end]
+
+
+def _moved(values: Tensor, device: str) -> Tensor:
+    """Values on a device, without waiting for what it has still to do; they are read when this returns."""
+    return values.to(device, non_blocking=True)
 
 
 def encode(

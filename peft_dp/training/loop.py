@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -116,7 +117,7 @@ def fit(job: Job, progress: TextIO | None = None, checkpoint: Checkpoint | None 
                         bar.update()
                         if checkpoint:
                             checkpoint.keep(state)
-                    epochs.append(tally.epoch(job, time.perf_counter() - start))
+                    epochs.append(tally.epoch(job, start))
                     start = time.perf_counter()
                     tally = Tally(job.device, job.plan.clip)
                     finite(job, epochs)
@@ -255,7 +256,8 @@ def noised_mean(job: Job, indices: list[int], noise: torch.Generator, tally: Tal
 def _in_memory(job: Job, indices: Sequence[int]) -> Iterator[None]:
     try:
         yield
-    except torch.OutOfMemoryError:
+    except torch.OutOfMemoryError as error:
+        traceback.clear_frames(error.__traceback__)  # they hold tensors, and pytest holds its last failure
         longest = max((job.train.count([index]) for index in indices), default=0)
         where = f"{_title(job)}: {job.device} is out of memory"
         what = f"{where} with as few examples as can pass, of up to {longest} tokens"
@@ -301,13 +303,20 @@ class Tally:
         self.clipped.fill_(counts["clipped"])
         self.tokens, self.examples, self.steps = counts["tokens"], counts["examples"], counts["steps"]
 
-    def epoch(self, job: Job, seconds: float) -> Epoch:
-        """The counts as an entry of the trail; waits for the device."""
+    def epoch(self, job: Job, start: float, jobs: int = 1) -> Epoch:
+        """The counts as an entry of the trail; waits for the device.
+
+        Args:
+            job: What trains.
+            start: When the epoch began, by `time.perf_counter`.
+            jobs: How many share the seconds since.
+        """
         seen = max(self.examples, 1)
-        loss = self.loss.item() / seen
+        loss, clipped = self.loss.item() / seen, self.clipped.item() / seen
+        seconds = (time.perf_counter() - start) / jobs  # only now has a GPU done what it was asked for
         return Epoch(
             loss=loss if math.isfinite(loss) else None,
-            clipped=self.clipped.item() / seen if job.plan.private else None,
+            clipped=clipped if job.plan.private else None,
             examples=self.examples,
             tokens=self.tokens,
             steps=self.steps,

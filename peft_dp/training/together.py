@@ -77,9 +77,8 @@ def fit(jobs: Sequence[Job], progress: TextIO | None = None) -> list[Trained]:
                 for phase, gradient in zip(phases, _means(jobs, drawn, whose, tallies), strict=True):
                     phase.step(gradient)
                 bar.update()
-            seconds = (time.perf_counter() - start) / len(jobs)
             for job, tally, trail in zip(jobs, tallies, trails, strict=True):
-                trail.append(tally.epoch(job, seconds))
+                trail.append(tally.epoch(job, start, len(jobs)))
                 finite(job, trail)
     return [Trained(trail, phase.close()) for trail, phase in zip(trails, phases, strict=True)]
 

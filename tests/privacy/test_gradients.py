@@ -250,6 +250,30 @@ def test_ghost_norms_of_real_weights() -> None:
     assert over.max() <= 1e-3
 
 
+@pytest.mark.parametrize(
+    "allow",
+    [
+        lambda: torch.set_float32_matmul_precision("high"),
+        lambda: torch.set_float32_matmul_precision("medium"),
+        lambda: setattr(torch.backends.cuda.matmul, "allow_tf32", True),
+        lambda: setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32"),
+        lambda: setattr(torch.backends.mkldnn.matmul, "fp32_precision", "bf16"),
+    ],
+    ids=["high", "medium", "allow_tf32", "cuda", "mkldnn"],
+)
+def test_coarse_products(allow: Callable[[], None]) -> None:
+    """No norm is taken where float32 may be multiplied in a coarser type, until the error's remedy."""
+    case = next(cases("bert", "bitfit", "pairs"))
+    allow()
+    try:
+        with pytest.raises(ValueError, match="torch may make products of float32 in a coarser type such as TF32"):
+            case.record(case.all)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+    assert case.record(case.all).norms.isfinite().all()
+
+
 def test_both_branches() -> None:
     """At 30 tokens the model of the ghost norms has linear weights of both kinds, formed and never formed."""
     case = next(cases("bert", "full", "tokens", lengths=(30, 11, 30), width=64))
