@@ -275,3 +275,13 @@ def test_default_is_smoke(tmp_path: Path) -> None:
     wanted = named_cells("smoke") | run_claims("smoke") | named("test_facts", peft_dp.facts())
 
     assert wanted | named("test_printed_claims", peft_dp.claims(printed=True)) == collected(tmp_path)
+
+
+def test_without_arguments() -> None:
+    """`pytest` alone means the bench: who installed that only has not all that the project's own tests need."""
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    files = {line.partition("::")[0] for line in done.stdout.splitlines() if "::" in line}
+
+    assert files
+    assert all(file.startswith("bench/test_") for file in files)
