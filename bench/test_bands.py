@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from tabulate import tabulate
 
-from peft_dp import Places, expected, job
+from peft_dp import Places, expected, job, rng
 from peft_dp.methods import bitfit
 from peft_dp.reporting.compare import compare
 from peft_dp.reproduce import runs
@@ -61,6 +61,17 @@ def shuffled(share):
     return shuffle
 
 
+def noise(factor):
+    """Noise of another size than the ledger says."""
+
+    def scale(monkeypatch, spec):
+        normal = rng.normal
+        monkeypatch.setattr(rng, "normal", lambda source, like, std: normal(source, like, factor * std))
+        return spec
+
+    return scale
+
+
 def setting(**fields):
     """A spec with other fields; a dict changes those of an inner object."""
 
@@ -100,7 +111,8 @@ CASES = [
     ("bitfit", "learning rate a tenth", setting(optimiser={"rate": 0.0005}), True),
     ("bitfit", "one epoch instead of two", setting(epochs=1), True),
     ("bitfit-dp", "clipped at a tenth", setting(privacy={"clip": 0.1}), False),
-    ("bitfit-dp", "noise for epsilon 2", setting(privacy={"epsilon": 2.0}), False),
+    ("bitfit-dp", "noise of half the size", noise(0.5), True),
+    ("bitfit-dp", "noise of twice the size", noise(2.0), True),
     ("bitfit-dp", "10 % of the labels shuffled", shuffled(0.1), False),
 ]
 

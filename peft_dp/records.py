@@ -54,8 +54,9 @@ class Record:
     def __post_init__(self) -> None:
         if not re.fullmatch("[0-9a-f]{64}", self.key):  # of which a file's name is made
             raise ValueError(f"key must be a SHA-256 in lower case, not {short(self.key)}")
-        if self.ledger is not None and not isinstance(epsilon := self.ledger.get("epsilon"), float):
-            raise ValueError(f"ledger must state epsilon as a number such as 8.0, not {short(epsilon)}")
+        for name in ("epsilon", "noise_multiplier"):
+            if self.ledger is not None and not isinstance(stated := self.ledger.get(name), float):
+                raise ValueError(f"ledger must state {name} as a number such as 8.0, not {short(stated)}")
 
     def result(self) -> dict[str, Any]:
         """All that must repeat bit for bit on one machine: everything but time, memory and environment."""

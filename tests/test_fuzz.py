@@ -116,7 +116,7 @@ RECORD = Record(
     key="0" * 64,
     spec=SPEC,
     values={"score": 50.0, "trainable": 338.0},
-    ledger={"epsilon": 7.99, "steps": 3},
+    ledger={"epsilon": 7.99, "noise_multiplier": 1.0, "steps": 3},
     trail=[Epoch(loss=0.1, clipped=None, examples=24, tokens=300, steps=3, seconds=1e-3)],
     moved={"bias": [0.5, 0.25]},
     cost={"epoch_seconds": 0.5, "peak_bytes": 1e6},

@@ -34,7 +34,7 @@ def record(spec: Make) -> Record:
         key=key(run, SOURCES, VERSIONS, "cpu"),
         spec=run,
         values={"score": 200 / 3, "trainable": 100},
-        ledger={"epsilon": 7.99, "clipped": [0.5, None], "matches_accountant": True},
+        ledger={"epsilon": 7.99, "noise_multiplier": 1.0, "clipped": [0.5, None], "matches_accountant": True},
         trail=[Epoch(loss=0.1, clipped=0.25, examples=24, tokens=300, steps=3, seconds=1e-3)],
         cost={"epoch_seconds": 0.5},
         sources=SOURCES,
@@ -96,9 +96,27 @@ def _spoil(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
             lambda path: _spoil(path, lambda data: data["ledger"].pop("epsilon")),
             "ledger must state epsilon as a number",
         ),
+        (
+            lambda path: _spoil(path, lambda data: data["ledger"].update(noise_multiplier="1")),
+            "ledger must state noise_multiplier as a number",
+        ),
+        (lambda path: _spoil(path, lambda data: data["trail"][0].update(steps=-1)), "field 'trail.0.steps'"),
         (lambda path: _spoil(path, lambda data: data["ledger"].update(delta=math.inf)), "not JSON compliant"),
     ],
-    ids=["truncated", "empty", "bytes", "missing", "unknown", "type", "spec", "trail", "ledger", "infinity"],
+    ids=[
+        "truncated",
+        "empty",
+        "bytes",
+        "missing",
+        "unknown",
+        "type",
+        "spec",
+        "trail",
+        "epsilon",
+        "noise",
+        "steps",
+        "infinity",
+    ],
 )
 def test_damaged(
     tmp_path: Path, record: Record, spoil: Callable[[Path], object], words: str, caplog: pytest.LogCaptureFixture

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, nan, sqrt
-from statistics import fmean, variance
+from statistics import NormalDist, fmean, variance
 from typing import Literal
 
 from peft_dp import tasks
@@ -39,6 +39,8 @@ from peft_dp.validate import Missing
 
 Status = Literal["reproduced", "undecided", "amber", "differs", "known difference", "not run"]
 TIME = "epoch_seconds"
+ROUNDING = 1e-3
+"""Of a mean square of values in float32."""
 MARKS = {"reproduced": "ok   ", "undecided": "ok ? ", "amber": "amber", "differs": "OFF  "}
 
 
@@ -138,7 +140,7 @@ def compare(cell: Cell, records: Sequence[Record]) -> Verdict:
     findings += [*judge_score(cell, scores), *_loss(cell, records), *_alarm(cell, scores)]
     if not findings and not cell.expect:
         raise ValueError(f"{cell.id} has no expectation: print one in its table or record one with `peft-dp bless`")
-    findings += _learnt(cell, records)
+    findings += [*_learnt(cell, records), *_noise(records)]
     return Verdict(cell=cell, records=records, findings=findings, reason=cell.row.differs)
 
 
@@ -300,6 +302,30 @@ def _learnt(cell: Cell, records: Sequence[Record]) -> list[Finding]:
         allowed = inf if min(expected) <= nothing + resolution(*scoring(cell.task, cell.spec.dev, nothing)) else 0.0
         found.append(Finding(quantity="answers", expected=2.0, ours=1.0, allowed=allowed, unusual=0.0, band=band))
     return found
+
+
+def _noise(records: Sequence[Record]) -> list[Finding]:
+    """The noise that is seen in what private runs released, beside that of their ledgers.
+
+    The mean square of D values is that of the noise but for chance, by a relative standard deviation of sqrt(2 / D),
+    and for what the examples add: at most a clip each, so the square of a step's batch in all.
+    """
+    private = [(record.ledger, record.trail) for record in records if record.ledger]
+    epochs = [(epoch, epoch.noise) for _, trail in private for epoch in trail if epoch.noise is not None]
+    values = sum(epoch.released for epoch, _ in epochs)
+    if not values:
+        return []
+    expected = fmean(ledger["noise_multiplier"] for ledger, _ in private)
+    ours = sqrt(sum(epoch.released * noise * noise for epoch, noise in epochs) / values)
+    # Of what a step draws the square varies too, by its mean at most.
+    learnt = sum(epoch.examples * (epoch.examples / max(epoch.steps, 1) + 1) for epoch, _ in epochs)
+    sure = NormalDist().inv_cdf(1 - RED / 2)
+    chance = sure * sqrt(2 / values) + ROUNDING
+    below = expected * (1 - sqrt(max(0.0, 1 - chance - 2 * sure * sure / values)))
+    above = sqrt(expected * expected * (1 + chance) + (learnt + 2 * sure * expected * sqrt(learnt)) / values) - expected
+    allowed = below if ours < expected else above
+    band = f"differs beyond -{below:.3g} or +{above:.3g}, by {values:,} values that were released"
+    return [Finding(quantity="noise", expected=expected, ours=ours, allowed=allowed, unusual=allowed, band=band)]
 
 
 def _listed(seeds: Sequence[int]) -> str:

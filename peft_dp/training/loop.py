@@ -244,6 +244,8 @@ def noised_mean(job: Job, indices: list[int], noise: torch.Generator, tally: Tal
             watch=lambda cut, losses, norms: tally.add(job.train.count(cut), losses, norms),
         )
     tally.steps += 1
+    if job.plan.private:
+        tally.release(sums)
     size = job.plan.batch if job.plan.sampling == "poisson" else len(indices)
     mean = {name: value.div_(size) for name, value in sums.items()}
     if penalty := getattr(job.method, "penalty", None):
@@ -277,6 +279,7 @@ class Tally:
     def __init__(self, device: str, clip: float = math.inf) -> None:
         self.loss = torch.zeros((), device=device, dtype=torch.float64)
         self.clipped = torch.zeros((), device=device, dtype=torch.int64)
+        self.square = torch.zeros((), device=device, dtype=torch.float64)
         self.tokens = self.examples = self.steps = 0
         self._clip = clip
 
@@ -287,11 +290,16 @@ class Tally:
         self.tokens += tokens
         self.examples += len(losses)
 
+    def release(self, sums: Mapping[str, Tensor]) -> None:
+        """Adds up the squares of a step's noised sums, in which the noise can be seen again."""
+        self.square += torch.nn.utils.get_total_norm(sums.values()).double().square()
+
     def counts(self) -> dict[str, float]:
         """The sums, exactly; waits for the device."""
         return {
             "loss": self.loss.item(),
             "clipped": self.clipped.item(),
+            "square": self.square.item(),
             "tokens": self.tokens,
             "examples": self.examples,
             "steps": self.steps,
@@ -301,6 +309,7 @@ class Tally:
         """Takes what `counts` gave."""
         self.loss.fill_(counts["loss"])
         self.clipped.fill_(counts["clipped"])
+        self.square.fill_(counts["square"])
         self.tokens, self.examples, self.steps = counts["tokens"], counts["examples"], counts["steps"]
 
     def epoch(self, job: Job, start: float, jobs: int = 1) -> Epoch:
@@ -312,8 +321,9 @@ class Tally:
             jobs: How many share the seconds since.
         """
         seen = max(self.examples, 1)
-        loss, clipped = self.loss.item() / seen, self.clipped.item() / seen
+        loss, clipped, square = self.loss.item() / seen, self.clipped.item() / seen, self.square.item()
         seconds = (time.perf_counter() - start) / jobs  # only now has a GPU done what it was asked for
+        released = job.backbone.count() * self.steps if job.plan.private else 0
         return Epoch(
             loss=loss if math.isfinite(loss) else None,
             clipped=clipped if job.plan.private else None,
@@ -321,6 +331,8 @@ class Tally:
             tokens=self.tokens,
             steps=self.steps,
             seconds=seconds,
+            noise=math.sqrt(square / released) / job.plan.clip if released else None,
+            released=released,
         )
 
 

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+
+Count = Annotated[int, Field(ge=0, le=2**53)]
+"""A number that a float holds too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,11 +22,16 @@ class Epoch:
         tokens: Tokens seen, padding not counted.
         steps: Updates made.
         seconds: Wall time by a monotonic clock.
+        noise: Root mean square of the values of the noised sums, in clips: the noise multiplier, and what examples add
+            to it; None without privacy. It is computed from what is released, so it tells nothing more of the data.
+        released: Number of those values, over all steps.
     """
 
     loss: float | None
     clipped: float | None
-    examples: int
-    tokens: int
-    steps: int
+    examples: Count
+    tokens: Count
+    steps: Count
     seconds: float
+    noise: float | None = None
+    released: Count = 0

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from math import sqrt
+from math import copysign, sqrt
 from typing import Any
 
 import pytest
 from scipy.optimize import brentq
 from scipy.stats import nct, t
 
-from peft_dp import Record, Spec
+from peft_dp import Places, Record, Spec, rng
 from peft_dp.expected import Cell, Expect, Row
 from peft_dp.reporting.compare import Finding, Verdict, compare, printed_spreads
 from peft_dp.reporting.tolerance import Spread
+from peft_dp.reproduce import runs
+from peft_dp.spec import Privacy
 from peft_dp.training.trail import Epoch
 
 Make = Callable[..., Spec]
@@ -423,6 +425,41 @@ def test_private_loss(
     found = compare(cell(recorded={"row-dp": {"sentiment": FIVE}}), [replace(run, trail=trail)]).findings
 
     assert ["score"] == [finding.quantity for finding in found]
+
+
+@pytest.mark.parametrize(
+    ("seen", "status"), [(0.99, "differs"), (0.993, "reproduced"), (1.06, "reproduced"), (1.064, "differs")]
+)
+def test_noise(cell: Callable[..., Cell], records: Callable[..., list[Record]], seen: float, status: str) -> None:
+    """The noise that was seen may lie off by chance, and above by what the drawn examples add at most."""
+    (run,) = records(72.0)
+    epoch = Epoch(loss=9.0, steps=5, examples=160, tokens=1, seconds=1.0, clipped=0.5, noise=seen, released=50_000)
+    run = replace(run, trail=[epoch] * 2, ledger={"epsilon": 8.0, "noise_multiplier": 1.0})
+    found = compare(cell(recorded={"row-dp": {"sentiment": FIVE}}), [run]).finding("noise")
+
+    # Of 100,000 values: 3.29 sqrt(2e-5) + 0.001 = 0.0157 and 2 x 3.29^2 / 1e5 = 0.0002, so sqrt(0.9841) at least;
+    # examples add 2 (160^2 / 5 + 160) = 10,560, and 2 x 3.29 sqrt(10,560) = 676 with the noise: sqrt(1.1281) at most.
+    assert found
+    assert status == found.status
+    assert (0.9920 if seen < 1 else 1.0621) == pytest.approx(1 + copysign(found.allowed, seen - 1), abs=1e-4)
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.5, 1.0, 2.0])
+def test_noise_of_a_run(
+    cell: Callable[..., Cell],
+    spec: Callable[..., Spec],
+    places: Places,
+    monkeypatch: pytest.MonkeyPatch,
+    factor: float,
+) -> None:
+    """A run whose noise is not what its ledger says differs, whatever its score."""
+    normal = rng.normal
+    monkeypatch.setattr(rng, "normal", lambda source, like, std: normal(source, like, factor * std))
+    found = runs([spec(privacy=Privacy(epsilon=8.0, delta=1e-3, accountant="rdp"))], places)
+    finding = compare(cell(recorded={"row-dp": {"sentiment": FIVE}}), found).finding("noise")
+
+    assert finding
+    assert ("reproduced" if factor == 1.0 else "differs") == finding.status
 
 
 @pytest.mark.parametrize(("ours", "status"), [(50.0, "known difference"), (70.0, "reproduced")])

@@ -97,7 +97,7 @@ def test_changed_learning_rate(spec: Make, places: Places, tmp_path: Path, capsy
 
 def test_nothing_moved(spec: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A folder beside itself has not moved."""
-    keep(tmp_path / "a", spec(), FIVE, ledger={"epsilon": 8.0})
+    keep(tmp_path / "a", spec(), FIVE, ledger={"epsilon": 8.0, "noise_multiplier": 1.0})
 
     assert 0 == main(["compare", str(tmp_path / "a"), str(tmp_path / "a")])
     assert "nothing moved beyond chance; spec, hashes, machine and versions are the same" in capsys.readouterr().out
@@ -245,11 +245,11 @@ def test_memory_that_repeats(spec: Make, tmp_path: Path) -> None:
 def test_ledger(spec: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Any difference of what is promised counts; the shares of clipped examples promise nothing."""
     private = spec(privacy=PRIVACY)
-    keep(tmp_path / "a", private, FIVE, ledger={"epsilon": 7.99, "clipped": [0.5]})
-    keep(tmp_path / "b", private, FIVE, ledger={"epsilon": 7.99, "clipped": [0.6]})
+    keep(tmp_path / "a", private, FIVE, ledger={"epsilon": 7.99, "noise_multiplier": 1.0, "clipped": [0.5]})
+    keep(tmp_path / "b", private, FIVE, ledger={"epsilon": 7.99, "noise_multiplier": 1.0, "clipped": [0.6]})
 
     assert not between(tmp_path).moved
-    keep(tmp_path / "b", private, FIVE, ledger={"epsilon": 7.98, "clipped": [0.6]})
+    keep(tmp_path / "b", private, FIVE, ledger={"epsilon": 7.98, "noise_multiplier": 1.0, "clipped": [0.6]})
 
     assert 1 == main(["compare", str(tmp_path / "a"), str(tmp_path / "b")])
     assert "privacy differs in 1 cell: bitfit sentiment epsilon 8\n  epsilon: 7.99 -> 7.98" in capsys.readouterr().out

@@ -32,7 +32,7 @@ def record(spec: Spec, epsilon: float | None = None, system: str = "Linux") -> R
         key="0" * 64,
         spec=spec,
         values={"score": -5.0},
-        ledger={"epsilon": epsilon} if epsilon else None,
+        ledger={"epsilon": epsilon, "noise_multiplier": 1.0} if epsilon else None,
         trail=[],
         cost={"epoch_seconds": 1.5, "peak_bytes": 2e6},
         sources={"data": "d"},

@@ -41,6 +41,7 @@ def made(rows: dict[str, list[str]], expect: dict[str, Expect] = SCORE, differs:
 def record(spec: Spec, score: float = 71.0, ledger: dict[str, Any] | None = None) -> Record:
     """A record with that score."""
     cost = {"epoch_seconds": 1.5, "peak_bytes": 2e6 + score * 1e6}
+    ledger = {"noise_multiplier": 1.0} | ledger if ledger else None
     return Record(
         key="0" * 64, spec=spec, values={"score": score}, ledger=ledger, trail=[], cost=cost, sources={}, environment={}
     )

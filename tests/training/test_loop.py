@@ -48,6 +48,31 @@ def weights(job: Job) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(
+    "fields", [{"method": "bitfit"}, {"method": "random_mask", "config": {"kind": "uniform", "share": 0.1}}], ids=str
+)
+def test_released(job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, fields: dict[str, object]) -> None:
+    """The trail has the root mean square of what each epoch released, in clips, without what a mask leaves out."""
+    released: list[float] = []
+    inner = loop.Phase.step
+
+    def step(phase: loop.Phase, gradient: dict[str, Tensor]) -> None:
+        released.append(sum(value.double().square().sum().item() for value in gradient.values()))
+        inner(phase, gradient)
+
+    monkeypatch.setattr(loop.Phase, "step", step)
+    made = private(job(epochs=2, **fields), clip=0.5)
+    epochs = fit(made).epochs
+    count = sum(epoch.steps for epoch in epochs[:1])
+    halves = (released[:count], released[count:])
+    values = made.backbone.count() * count
+    expected = [math.sqrt(sum(half) / values) * made.plan.batch / 0.5 for half in halves]
+
+    assert expected == pytest.approx([epoch.noise for epoch in epochs])
+    assert [values] * 2 == [epoch.released for epoch in epochs]
+    assert {(None, 0)} == {(epoch.noise, epoch.released) for epoch in fit(job()).epochs}
+
+
+@pytest.mark.parametrize(
     ("schedule", "warmup", "expected"),
     [
         ("constant", 0.0, [1, 1, 1, 1, 1, 1, 1, 1]),
