@@ -258,7 +258,8 @@ def _loss(cell: Cell, records: Sequence[Record]) -> list[Finding]:
         return []
     spread, runs = _spread(cell, cell.losses, theirs), (len(theirs), len(records))
     unusual, allowed = (spread.half_width(*runs, chance) for chance in (AMBER, RED))
-    ours = fmean(nan if (loss := record.trail[-1].loss) is None else loss for record in records)
+    last = [epoch.loss for record in records for epoch in record.trail[-1:]]
+    ours = fmean(nan if loss is None else loss for loss in last) if last else nan
     band = _words(unusual, allowed, spread, *runs)
     return [Finding(quantity="loss", expected=fmean(theirs), ours=ours, allowed=allowed, unusual=unusual, band=band)]
 

@@ -415,6 +415,17 @@ def test_loss(
     assert score.quantity == "score"
 
 
+def test_loss_without_a_trail(
+    cell: Callable[..., Cell], records: Callable[..., list[Record]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs that say nothing of their losses do not reproduce one."""
+    monkeypatch.setattr(Cell, "losses", {"row": {"sentiment": [0.48, 0.49, 0.50, 0.51, 0.52]}})
+    found = compare(cell(recorded={"row": {"sentiment": FIVE}}), records(72.0)).finding("loss")
+
+    assert found
+    assert "differs" == found.status
+
+
 def test_private_loss(
     cell: Callable[..., Cell], records: Callable[..., list[Record]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from subprocess import PIPE
 from time import monotonic
 from typing import Any
@@ -45,9 +46,10 @@ def made(cell: Cell, seed: int = 0, **environment: Any) -> Record:
     if theirs := cell.recorded.get(cell.row.id, {}).get(cell.task):
         score = theirs[0]
     steps = 10
+    end = fmean(cell.losses.get(cell.row.id, {}).get(cell.task, [0.5]))
     trail = [
         Epoch(
-            loss=math.exp(-epoch / spec.epochs) + chance.random() / 10,
+            loss=end + math.log(spec.epochs / (epoch + 1)),
             clipped=1 - epoch / (2 * spec.epochs) if spec.privacy else None,
             examples=100,
             tokens=1000,
