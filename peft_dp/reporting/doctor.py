@@ -101,7 +101,7 @@ def examine(places: Places, records: Path) -> Report:
         records: The folder that runs would write to.
     """
     cells = expected.cells()
-    checks = [_python(), *_packages(), _gpu(), _hub(), _revision(), _records(records), _chromium()]
+    checks = [_python(), *_packages(), _gpu(), *_products(), _hub(), _revision(), _records(records), _chromium()]
     look = {"weights": partial(_weights, folder=places.backbones), "data": partial(_data, folder=places.data)}
     needs = {cell.id: set(_needs(cell.spec)) for cell in cells}
     with _shut():
@@ -236,6 +236,12 @@ def _gpu() -> Check:
     if shutil.which("nvidia-smi"):
         mend = "see whether nvidia-smi works, then pip install --force-reinstall --no-deps torch (a CUDA build)"
     return Check(kind="GPU", state="missing", says=says, mend=mend)
+
+
+def _products() -> Iterator[Check]:
+    if environment()["coarse_products"]:
+        says = "products of float32 may be made in a coarser type such as TF32: private runs refuse that"
+        yield Check(kind="float32", state="note", says=says, mend="unset TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
 
 
 def _hub() -> Check:

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import constants
 
 import peft_dp
 from peft_dp import hub
 from peft_dp.__main__ import main
+from peft_dp.measuring.environment import environment
 from peft_dp.places import Places
 from peft_dp.reporting import doctor
 from peft_dp.reporting.doctor import Check, Report, Share, examine, text
@@ -130,6 +132,20 @@ def test_old_package(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert ("tabulate", "missing", "pip install 'tabulate>=999'") == (old.name, old.state, old.mend)
     assert kept.says.startswith("1 as pyproject.toml asks")
+
+
+def test_coarse_products(look: Look) -> None:
+    """That float32 may be multiplied in TF32, as some images have it, is said with what ends it; else nothing is."""
+    try:
+        torch.set_float32_matmul_precision("high")
+        environment.cache_clear()
+        report = look()
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        environment.cache_clear()
+
+    assert "unset TORCH_ALLOW_TF32_CUBLAS_OVERRIDE" == check(report, "float32").mend
+    assert "float32" not in [check.kind for check in look().checks]
 
 
 def test_text_groups() -> None:
