@@ -185,7 +185,7 @@ def test_all_records_are_whole(competition: Competition) -> None:
 SOAK = '''
 """Trains many runs one after another; prints resident bytes and open files after each."""
 
-import json, os, sys
+import ctypes, json, os, sys
 from pathlib import Path
 
 import peft_dp
@@ -193,10 +193,12 @@ from peft_dp import Places
 from peft_dp.records import Records
 from peft_dp.spec import from_json
 
+trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda kept: None)
 backbones, records, found = sys.argv[1], Records(Path(sys.argv[2])), []
 places = Places(backbones=Path(backbones) if backbones else None, device="cpu")
 for fields in json.load(sys.stdin):
     peft_dp.run(from_json(fields, where="spec"), places, records)
+    trim(0)  # else what glibc keeps for later counts
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     found.append([pages * os.sysconf("SC_PAGESIZE"), len(os.listdir("/proc/self/fd"))])
 print(json.dumps(found))
@@ -221,7 +223,7 @@ def test_soak(spec: Make, places: Places, tmp_path: Path, cells: str) -> None:
         asked = [to_json(heads[seed % 2].seeded(seed)) for seed in range(200)]
     backbones = places.backbones if cells == "tiny" else ""
     found = json.loads(child(SOAK, backbones, tmp_path, given=json.dumps(asked), timeout=3000))
-    # What is loaded and cached at first is no leak; what an allocator keeps for a while neither, hence medians.
+    # What is loaded and cached at first is no leak.
     sizes, handles = zip(*found[50:], strict=True)
     slope = (median(sizes[100:]) - median(sizes[:50])) / 100
     print(f"\n{slope / 1e3:+.1f} kB a run at {sizes[0] / 1e6:.0f} MB; open files {set(handles)}")
