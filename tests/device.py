@@ -158,6 +158,10 @@ def cuda() -> Iterator[None]:
             "default_generators": (torch.default_generator,),
         },
         torch.autograd: {"_engine_run_backward": backward},
+        # It asks a driver whether a graph is being recorded.
+        torch.optim.Optimizer: {
+            name: lambda self: None for name in vars(torch.optim.Optimizer) if name.endswith("capture_health_check")
+        },
         torch: {
             "Generator": Generator,
             "autocast": lambda device, *args, **kwargs: AUTOCAST("cpu", *args, **kwargs),
