@@ -150,5 +150,5 @@ def test_not_an_object(data: object) -> None:
 @pytest.mark.parametrize("rate", [math.nan, math.inf])
 def test_not_finite(rate: float) -> None:
     """A rate that is no finite number is refused in code as in JSON."""
-    with pytest.raises(ValueError, match="finite number"):
+    with pytest.raises(ValueError, match=r"rate\n  Input should be a finite number"):
         replace(Optimiser(rate=1.0), rate=rate)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-Count = Annotated[int, Field(ge=0, le=2**53)]
+Amount = Annotated[int, Field(ge=0, le=2**53)]
 """A number that a float holds too."""
 
 
@@ -29,9 +29,9 @@ class Epoch:
 
     loss: float | None
     clipped: float | None
-    examples: Count
-    tokens: Count
-    steps: Count
+    examples: Amount
+    tokens: Amount
+    steps: Amount
     seconds: float
     noise: float | None = None
-    released: Count = 0
+    released: Amount = 0
