@@ -16,16 +16,22 @@ from typing import Any, TextIO
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from peft_dp import expected, workers
-from peft_dp.expected import FOLDER, Cell, Claim, Fact
-from peft_dp.expected import MARKERS as BUDGET_MARKERS
-from peft_dp.places import Places
-from peft_dp.planning.estimate import work
+from peft_dp import machine
+from peft_dp.machine import Places
 from peft_dp.records import Record, Records, Unwritable, read
-from peft_dp.reporting.collect import Collected
-from peft_dp.reporting.compare import Verdict, compare, judge
-from peft_dp.reporting.export import to_markdown
-from peft_dp.reporting.table import text
+from peft_dp.suite import papers
+from peft_dp.suite.papers.claim import Claim
+from peft_dp.suite.papers.fact import Fact
+from peft_dp.suite.papers.reader import FOLDER
+from peft_dp.suite.papers.table import MARKERS as BUDGET_MARKERS
+from peft_dp.suite.papers.table import Cell
+from peft_dp.suite.plan import schedule
+from peft_dp.suite.plan.estimate import work
+from peft_dp.suite.plugin.collected import Collected
+from peft_dp.suite.report.export import to_markdown
+from peft_dp.suite.report.table import text
+from peft_dp.suite.verdicts.cells import Verdict, compare
+from peft_dp.suite.verdicts.claims import judge
 from peft_dp.validate import Missing
 
 MARKERS = {
@@ -124,7 +130,7 @@ def _is_worker(config: pytest.Config) -> bool:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """One worker a GPU, or a core: `pytest -n auto`."""
-    return workers.number()
+    return machine.number()
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -133,7 +139,7 @@ def pytest_xdist_setupnodes(config: pytest.Config, specs: list[Any]) -> None:
     if config.option.peft_records:  # refused here in one sentence, and not by each worker
         _open(config)
     for index, spec in enumerate(specs):
-        spec.env = workers.settings(index, len(specs)) | spec.env
+        spec.env = machine.settings(index, len(specs)) | spec.env
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -161,7 +167,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     last = [item for item in items if "check_claim" in getattr(item, "fixturenames", ())]
     first = sorted((item for item in items if item not in last), key=amount, reverse=True)
-    items[:] = [*workers.dealt(first, config.workerinput["workercount"]), *last]
+    items[:] = [*schedule.dealt(first, config.workerinput["workercount"]), *last]
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -238,7 +244,7 @@ def records_of(request: pytest.FixtureRequest) -> Callable[[Cell], list[Record]]
     config = request.config
 
     def run(cell: Cell) -> list[Record]:
-        from peft_dp.reproduce import runs
+        from peft_dp.runs import runs
 
         specs, records = cell.specs(config.option.peft_seeds), config.stash[records_key]
         if isinstance(records, Collected):
@@ -328,7 +334,7 @@ def check_fact() -> Callable[[Fact], None]:
     """Computes a fact and asserts that the paper prints it so."""
 
     def check(fact: Fact) -> None:
-        from peft_dp.measuring import facts
+        from peft_dp.suite.verdicts import facts
 
         __tracebackhide__ = True
         value = getattr(facts, fact.quantity)(**fact.given)
@@ -379,7 +385,7 @@ class _Summary:
     @cached_property
     def _cells(self) -> dict[str, Cell]:
         """Those of the tests here; a controller collects none, and knows those of the tables."""
-        return self.config.stash[cells_key] or {cell.id: cell for cell in expected.cells()}
+        return self.config.stash[cells_key] or {cell.id: cell for cell in papers.cells()}
 
     def _benchmark(self, report: pytest.TestReport, verdict: Verdict) -> None:
         """Gives pytest-benchmark what it would have measured, had the test run in this process: one round."""

@@ -8,11 +8,13 @@ from dataclasses import replace
 import pytest
 from tabulate import tabulate
 
-from peft_dp import Places, expected, job, rng
+from peft_dp import Places, rng
 from peft_dp.methods import bitfit
-from peft_dp.reporting.compare import compare
-from peft_dp.reproduce import runs
+from peft_dp.runs import runs
+from peft_dp.suite import papers
+from peft_dp.suite.verdicts.cells import compare
 from peft_dp.tasks import load
+from peft_dp.training import job
 from peft_dp.validate import Missing
 
 SEEDS = (1, 3)
@@ -132,7 +134,7 @@ def lines(at_end):
 def test_caught(row, says, wrong, must, monkeypatch, pytestconfig, lines):
     """A method that is wrong enough differs from what was recorded in three runs of SST-2, and a right one does not."""
     options = pytestconfig.option
-    cell = expected.find(f"embedded/small/{row}/sst2")
+    cell = papers.find(f"embedded/small/{row}/sst2")
     places = Places(data=options.peft_data, backbones=options.peft_backbones, device=options.peft_device)
     spec = wrong(monkeypatch, cell.spec)
     try:

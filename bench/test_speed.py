@@ -115,7 +115,7 @@ def growth_table(at_end):
 @pytest.fixture
 def job(request):
     """Builds a job of a spec, by the options of the session; arguments replace the spec's fields."""
-    from peft_dp.job import build, gather
+    from peft_dp.training.job import build, gather
 
     options = request.config.option
     places = Places(data=options.peft_data, backbones=options.peft_backbones, device=options.peft_device)
@@ -138,7 +138,7 @@ def ours(job):
 
 def opacus(make, cut):
     """Name -> a step by Opacus, where it can run the method."""
-    from peft_dp.measuring import peers
+    from peft_dp.suite.audit import peers
 
     found = {}
     for name, title in OPACUS.items():
@@ -237,7 +237,7 @@ def on_data(spec, request, **fields):
 @pytest.mark.parametrize("spec", methods())
 def test_peers(spec, job, peers_table, request):
     """Time of a large private step by Opacus as its users run it, over this project's; on SST-2 with --peft-data."""
-    from peft_dp.measuring import peers
+    from peft_dp.suite.audit import peers
 
     size = 256 if spec.method in ("full", "diff_pruning") else LOGICAL  # minutes a step in Opacus
     steps = {}
@@ -267,7 +267,7 @@ def test_peers(spec, job, peers_table, request):
 @pytest.mark.parametrize("spec", methods())
 def test_trainer(spec, job, trainer_table, request):
     """Time of an epoch of a Trainer-style loop over this project's, without privacy and on the same batches."""
-    from peft_dp.measuring import peers
+    from peft_dp.suite.audit import peers
 
     line = [request.node.callspec.id]
     for precision in PRECISIONS:
@@ -297,7 +297,7 @@ REUSED = {
 @pytest.mark.parametrize("name", REUSED)
 def test_reuse(name, job, reuse_table, request):
     """Time of a training whose frozen layers are computed in each epoch, over that of one that computes them once."""
-    from peft_dp.measuring import peers
+    from peft_dp.suite.audit import peers
     from peft_dp.training.loop import fit
 
     method, config, epochs = REUSED[name]
@@ -330,7 +330,7 @@ def test_growth(tokens, examples, layers, job, growth_table, request):
     import torch
 
     from peft_dp.measuring import cost
-    from peft_dp.training.batching import Encoded
+    from peft_dp.models.batch import Encoded
 
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(1000, 20000, (examples, tokens), generator=draw).tolist()
@@ -357,7 +357,8 @@ def test_growth(tokens, examples, layers, job, growth_table, request):
 @pytest.mark.parametrize("batch", [8, 32])
 def test_seeds(row, batch, job, seeds_table, request):
     """Time of an epoch of five seeds together over that of each alone."""
-    from peft_dp.training import loop, together
+    from peft_dp.training import fleet as together
+    from peft_dp.training import loop
 
     cell = next(cell for cell in cells("embedded/smoke") if cell.row.id == row and cell.task == "sentiment")
     made = replace(on_data(cell.spec, request, batch=batch, epochs=1, privacy=None), train=EPOCH // 2)

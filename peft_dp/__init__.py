@@ -8,25 +8,25 @@ __version__ = "0.1.0"
 __all__ = ["Places", "Privacy", "PrivacyEngine", "Record", "Spec", "attach", "cells", "claims", "facts", "run"]
 
 if TYPE_CHECKING:
-    from peft_dp.attaching import attach
-    from peft_dp.expected import cells, claims, facts
-    from peft_dp.places import Places
+    from peft_dp.machine import Places
+    from peft_dp.models.attach import attach
     from peft_dp.privacy.engine import PrivacyEngine
     from peft_dp.records import Record
-    from peft_dp.reproduce import run
+    from peft_dp.runs import run
     from peft_dp.spec import Privacy, Spec
+    from peft_dp.suite.papers import cells, claims, facts
 
 _HOMES = {
-    "Places": "places",
+    "Places": "machine",
     "Privacy": "spec",
     "PrivacyEngine": "privacy.engine",
     "Record": "records",
     "Spec": "spec",
-    "attach": "attaching",
-    "cells": "expected",
-    "claims": "expected",
-    "facts": "expected",
-    "run": "reproduce",
+    "attach": "models.attach",
+    "cells": "suite.papers",
+    "claims": "suite.papers",
+    "facts": "suite.papers",
+    "run": "runs",
 }
 
 

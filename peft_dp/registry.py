@@ -10,13 +10,16 @@ from peft_dp import validate
 
 
 def names(kind: str) -> list[str]:
-    """Names of the entries of `kind` ("methods", "backbones"), sorted; imports none of them."""
+    """Return the names of the entries of `kind` ("methods", "backbones", "tasks"), sorted; import none of them.
+
+    A file whose name begins with an underscore is no entry: it holds what several entries share.
+    """
     package = import_module(f"peft_dp.{kind}")
-    return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+    return sorted(module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_"))
 
 
 def load(kind: str, name: str) -> ModuleType:
-    """The entry's module.
+    """Return the entry's module.
 
     Raises:
         ValueError: No file of that name; the message lists those there are.

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from peft_dp import expected
-from peft_dp.places import Places
+from peft_dp.machine import Places
 from peft_dp.spec import Optimiser, Spec
+from peft_dp.suite.papers import reader, table
 
 # Models here are so small that a second thread costs more than it gives; what tests start heeds the variable.
 torch.set_num_threads(1)
@@ -58,8 +58,8 @@ def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder in place of the project's tables; what a test writes there counts at once."""
     folder = tmp_path / "expected"
     folder.mkdir()
-    monkeypatch.setattr(expected, "FOLDER", folder)
-    monkeypatch.setattr(expected, "_table", expected._table.__wrapped__)  # read anew each time
+    monkeypatch.setattr(reader, "FOLDER", folder)
+    monkeypatch.setattr(table, "table_named", table.table_named.__wrapped__)  # read anew each time
     return folder
 
 

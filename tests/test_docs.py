@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from peft_dp import expected
-from peft_dp.__main__ import _parser, main
+from peft_dp.suite import papers
+from peft_dp.suite.cli.main import _parser, main
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -64,14 +64,14 @@ def verbs() -> dict[str, ArgumentParser]:
 
 def ids(text: str) -> set[str]:
     """What looks like the id of a cell or a claim in a text: four parts, or three with `claims`, of a known paper."""
-    papers = "|".join(sorted({cell.table.paper for cell in expected.cells()}))
-    return set(re.findall(rf"\b(?:{papers})/(?:claims/[\w-]+|\w+/[\w-]+/[\w-]+)(?![\w./-])", text))
+    known = "|".join(sorted({cell.table.paper for cell in papers.cells()}))
+    return set(re.findall(rf"\b(?:{known})/(?:claims/[\w-]+|\w+/[\w-]+/[\w-]+)(?![\w./-])", text))
 
 
 def known() -> set[str]:
     """Every id."""
-    cells = {cell.id for cited in (False, True) for cell in expected.cells(cited=cited)}
-    return cells | {claim.path for claim in expected.claims()}
+    cells = {cell.id for cited in (False, True) for cell in papers.cells(cited=cited)}
+    return cells | {claim.path for claim in papers.claims()}
 
 
 def test_pages_have_commands() -> None:

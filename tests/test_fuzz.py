@@ -21,13 +21,18 @@ from pyarrow import parquet
 from pydantic import TypeAdapter
 from torch import nn
 
-from peft_dp import Record, expected, tasks
-from peft_dp.__main__ import main
-from peft_dp.backbones import Backbone
+from peft_dp import Record, tasks
 from peft_dp.backbones.bert import FAMILY
-from peft_dp.expected import Claims, Facts, Recorded, Table
+from peft_dp.models.backbone import Backbone
 from peft_dp.records import Records, read
 from peft_dp.spec import Optimiser, Privacy, Spec
+from peft_dp.suite import papers
+from peft_dp.suite.cli.main import main
+from peft_dp.suite.papers import reader
+from peft_dp.suite.papers.claim import Claims
+from peft_dp.suite.papers.fact import Facts
+from peft_dp.suite.papers.recorded import Recorded
+from peft_dp.suite.papers.table import Table
 from peft_dp.tasks import conll, glue
 from peft_dp.training.checkpoint import Checkpoint, State, _bytes
 from peft_dp.training.trail import Epoch
@@ -245,7 +250,7 @@ def of_json(kind: type, good: dict[str, Any]) -> Reader:
     return Reader(
         "expected/made/up.json",
         json.dumps(good).encode(),
-        lambda path: expected._read(path, kind),
+        lambda path: reader._read(path, kind),
         right,
         turned,
     )
@@ -446,7 +451,7 @@ def folder(tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     for name, data in (("up", TABLE), ("claims", CLAIMS), ("facts", FACTS), ("up.recorded", RECORDED)):
         (made / f"{name}.json").write_text(json.dumps(data))
     monkeypatch.chdir(tmp_path)
-    for cell in expected.cells():
+    for cell in papers.cells():
         Records(tmp_path / "records").save(replace(RECORD, spec=cell.spec, key=cell.spec.digest))
     return tmp_path
 
@@ -506,7 +511,7 @@ def test_commands_on_damaged_tables(name: str, examples: int, folder: Path) -> N
 def test_report_of_damaged_records(examples: int, folder: Path) -> None:
     """One record that is wrong in any way is named, and the verdicts of the others are there."""
     path = folder / "records" / "other.json"
-    good = TypeAdapter(Record).dump_json(replace(RECORD, spec=expected.cells()[0].spec))
+    good = TypeAdapter(Record).dump_json(replace(RECORD, spec=papers.cells()[0].spec))
 
     def holds(content: bytes) -> None:
         path.write_bytes(content)

@@ -16,10 +16,12 @@ import torch
 from pydantic import TypeAdapter
 
 import peft_dp
-from peft_dp import Places, Record, Spec, job, registry, weights
-from peft_dp.job import build, gather
+from peft_dp import Places, Record, Spec, registry
+from peft_dp.models import source
 from peft_dp.records import Records, read
 from peft_dp.tasks import glue
+from peft_dp.training import job
+from peft_dp.training.job import build, gather
 
 Make = Callable[..., Spec]
 
@@ -176,7 +178,7 @@ def test_flipped_bit(model: Path, spec: Make, monkeypatch: pytest.MonkeyPatch) -
     """One bit of the weights that is another than at the pinned hash ends it before they are loaded."""
     file = model / "model.safetensors"
     module = registry.load("backbones", "bert")
-    pinned = weights.file_sha256(file, 0)
+    pinned = source.file_sha256(file, 0)
     monkeypatch.setattr(module, "SOURCE", replace(module.SOURCE, sha256=pinned))
     assert gather(spec(), at(model)).weights_sha256 == pinned
     content = bytearray(file.read_bytes())

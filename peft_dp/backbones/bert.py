@@ -1,7 +1,7 @@
 """BERT-base, cased (Devlin et al. 2019), the backbone of BitFit+."""
 
-from peft_dp.backbones import Family
-from peft_dp.weights import Source
+from peft_dp.models.family import Family
+from peft_dp.models.source import Source
 
 FAMILY = Family(
     layers="encoder.layer",

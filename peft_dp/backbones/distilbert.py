@@ -1,7 +1,7 @@
 """DistilBERT, uncased (Sanh et al. 2019), the backbone of Khan and Scheder-Bieschin."""
 
-from peft_dp.backbones import Family
-from peft_dp.weights import Source
+from peft_dp.models.family import Family
+from peft_dp.models.source import Source
 
 FAMILY = Family(
     layers="transformer.layer",

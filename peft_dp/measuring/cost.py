@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 
 from peft_dp import rng
-from peft_dp.job import Job
+from peft_dp.training.job import Job
 from peft_dp.training.loop import Tally, noised_mean
 
 

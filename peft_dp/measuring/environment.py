@@ -9,7 +9,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from peft_dp import workers
+from peft_dp import machine
 
 PINS = ("torch", "transformers", "tokenizers", "opacus", "datasets", "numpy", "scipy", "scikit-learn", "safetensors")
 
@@ -28,7 +28,7 @@ def environment() -> dict[str, object]:
         "cpu": _cpu(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "side_by_side": workers.side_by_side(),
+        "side_by_side": machine.side_by_side(),
         "gpu": torch.cuda.get_device_name() if gpu else None,
         "cuda": torch.version.cuda if gpu else None,
         "coarse_products": coarse_products(),

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from peft_dp import validate
-from peft_dp.backbones import Backbone
 from peft_dp.methods.lora import linear
+from peft_dp.models.backbone import Backbone
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": functional.relu, "swish": functional.silu}
 

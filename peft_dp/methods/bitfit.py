@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from peft_dp import validate
-from peft_dp.backbones import Backbone
+from peft_dp.models.backbone import Backbone
 
 GAMMAS = ("attention_norm", "output_norm")
 TERMS = ("query", "key", "value", "attention_output", "intermediate", "output", *GAMMAS)

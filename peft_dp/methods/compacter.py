@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from peft_dp import validate
-from peft_dp.backbones import Backbone
+from peft_dp.models.backbone import Backbone
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from peft_dp import validate
-from peft_dp.backbones import Backbone
+from peft_dp.models.backbone import Backbone
 
 ROLES = ("query", "key", "value", "attention_output", "intermediate", "output")
 START = 5.0

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from peft_dp.backbones import Backbone
+from peft_dp.models.backbone import Backbone
 
 
 @dataclass(frozen=True, kw_only=True)

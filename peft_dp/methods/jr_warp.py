@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from peft_dp import validate
-from peft_dp.backbones import Backbone
 from peft_dp.methods.slash import INITS, Projection, shared
 from peft_dp.methods.warp import prepend
+from peft_dp.models.backbone import Backbone
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_dp import validate
-from peft_dp.backbones import Backbone
+from peft_dp.models.backbone import Backbone
 
 SITES = ("query", "key", "value", "attention_output", "intermediate", "output")
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from peft_dp import validate
-from peft_dp.backbones import Backbone
+from peft_dp.models.backbone import Backbone
 
 BUDGETS = {"uniform": 100_000, "bias": 43_324}
 """The code's M, for BERT-base. The paper equates the second with b_m2, b_q, which are 46,080."""

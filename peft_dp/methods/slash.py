@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from peft_dp import validate
-from peft_dp.backbones import Backbone
-from peft_dp.packing import over_tokens
+from peft_dp.models.backbone import Backbone
+from peft_dp.models.packing import over_tokens
 
 INITS = ("normal", "uniform", "zero", "identity")
 _ROLES = {"output": "output", "intermediate": "intermediate", "attention": "attention_norm"}

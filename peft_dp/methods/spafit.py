@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 
 from peft_dp import validate
-from peft_dp.backbones import Backbone
 from peft_dp.methods.lora import Branch
+from peft_dp.models.backbone import Backbone
 
 VARIANTS = {"I": ("query", "key", "value"), "II": ("query", "key", "value", "attention_output")}
 """Where the upper layers have LoRA."""

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 
 from peft_dp import validate
-from peft_dp.backbones import Backbone
 from peft_dp.methods import bitfit, full
+from peft_dp.models.backbone import Backbone
 
 
 @dataclass(frozen=True, kw_only=True)

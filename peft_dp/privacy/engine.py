@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_dp import rng, validate
-from peft_dp.backbones import trained_parameters
+from peft_dp.models.backbone import trained_parameters
 from peft_dp.privacy import plan as planning
 from peft_dp.privacy import sampling
 from peft_dp.privacy.gradients import Losses, check_independent, halved, passes, record, zeros

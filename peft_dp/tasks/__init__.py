@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
-from peft_dp import validate
+from peft_dp import registry, validate
 
 Kind = Literal["classification", "regression", "tokens"]
 
@@ -32,7 +32,7 @@ class Task:
         title: The name people know it by.
         kind: What the head predicts: a class, a score, or the tag of each word.
         labels: Class names in label order; empty for a regression; for tags O, then B- and I- of each type.
-        metric: The function of `tasks.metrics` a row's score means.
+        metric: The function of `measuring.metrics` a row's score means.
         pair: Whether an example has two sentences.
     """
 
@@ -101,10 +101,20 @@ def _first(examples: Sequence[Example], count: int | None, split: str) -> Sequen
 
 
 def _sources() -> dict[str, ModuleType]:
-    from peft_dp.tasks import conll, generated, generated_entities, glue, lengths
-
-    sources = (generated, generated_entities, lengths, glue, conll)
+    """Return the source of each task, by the task's name."""
+    sources = [registry.load("tasks", name) for name in registry.names("tasks")]
     return {name: source for source in sources for name in source.TASKS}
+
+
+def source(name: str) -> ModuleType:
+    """Return the file of `tasks/` that a task comes from.
+
+    Raises:
+        ValueError: No such task; the message lists those there are.
+    """
+    sources = _sources()
+    validate.known("task", name, sources)
+    return sources[name]
 
 
 def names() -> list[str]:
@@ -118,9 +128,7 @@ def find(name: str) -> Task:
     Raises:
         ValueError: No such task; the message lists those there are.
     """
-    sources = _sources()
-    validate.known("task", name, sources)
-    task: Task = sources[name].TASKS[name]
+    task: Task = source(name).TASKS[name]
     return task
 
 
@@ -144,6 +152,5 @@ def load(name: str, folder: Path | None = None) -> Data:
         ValueError: No such task, or a file that is not what it should be.
         Missing: The data is neither in `folder` nor to be had from the hub.
     """
-    task = find(name)
-    data: Data = _sources()[name].load(task, folder)
+    data: Data = source(name).load(find(name), folder)
     return data

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from peft_dp.tasks import Data, Example, Kind, Task
-from peft_dp.tasks import generated_words as words
+from peft_dp.tasks import _words as words
 
 Item = TypeVar("Item")
 Pair = tuple[str, str | None]

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from peft_dp.tasks import Data, Example, Task
-from peft_dp.tasks import generated_words as words
+from peft_dp.tasks import _words as words
 from peft_dp.tasks.conll import TAGS
 from peft_dp.tasks.generated import DEV, TRAIN, Draw
 

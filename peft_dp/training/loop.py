@@ -21,14 +21,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from peft_dp import rng
-from peft_dp.backbones import Backbone
-from peft_dp.job import Job
+from peft_dp.models.backbone import Backbone
 from peft_dp.privacy import sampling
 from peft_dp.privacy.engine import noised_sum
 from peft_dp.privacy.gradients import check_independent
 from peft_dp.spec import Optimiser
 from peft_dp.training.checkpoint import Checkpoint, State
-from peft_dp.training.reuse import reused
+from peft_dp.training.frozen_prefix import reused
+from peft_dp.training.job import Job
 from peft_dp.training.trail import Epoch
 from peft_dp.validate import Missing
 

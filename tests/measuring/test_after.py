@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from peft_dp import Places, Spec
-from peft_dp.job import Job, build, gather
-from peft_dp.measuring import after
+from peft_dp.measuring import scores
+from peft_dp.training.job import Job, build, gather
 
 Make = Callable[..., Spec]
 
@@ -37,7 +37,7 @@ def test_order(job: Callable[..., Job], task: str) -> None:
     alone = [made.backbone.logits(made.dev.batch([index], "cpu")).argmax().item() for index in range(40)]
 
     assert len(set(alone)) > 1
-    assert alone == after.predictions(made)
+    assert alone == scores.predictions(made)
 
 
 def test_order_of_scores(job: Callable[..., Job]) -> None:
@@ -48,26 +48,26 @@ def test_order_of_scores(job: Callable[..., Job]) -> None:
         alone = [made.backbone.logits(made.dev.batch([index], "cpu")).item() for index in range(40)]
 
     assert len(set(alone)) > 1
-    assert alone == pytest.approx(after.predictions(made), rel=1e-3, abs=1e-6)
+    assert alone == pytest.approx(scores.predictions(made), rel=1e-3, abs=1e-6)
 
 
 def test_dropout_is_off(job: Callable[..., Job]) -> None:
     """A model that comes out of training is scored without dropout."""
     made = job("similarity")
     made.backbone.model.train()
-    first = after.predictions(made)
+    first = scores.predictions(made)
     made.backbone.model.train()
 
-    assert first == after.predictions(made)
+    assert first == scores.predictions(made)
 
 
 def test_score(job: Callable[..., Job]) -> None:
     """The score is the metric times 100: here the share of right classes."""
     made = job("sentiment")
-    predicted = after.predictions(made)
+    predicted = scores.predictions(made)
     right = sum(guess == label for guess, label in zip(predicted, made.dev.labels.tolist(), strict=True))
 
-    assert 100 * right / 40 == pytest.approx(after.score(made, predicted))
+    assert 100 * right / 40 == pytest.approx(scores.score(made, predicted))
 
 
 def test_above_majority(job: Callable[..., Job]) -> None:
@@ -76,5 +76,5 @@ def test_above_majority(job: Callable[..., Job]) -> None:
     labels: list[float] = made.dev.labels.tolist()
     frequent = max(0.0, 1.0, key=labels.count)
 
-    assert after.above_majority(made, [frequent] * 40) == 0
-    assert 100 * (1 - labels.count(frequent) / 40) == pytest.approx(after.above_majority(made, labels))
+    assert scores.above_majority(made, [frequent] * 40) == 0
+    assert 100 * (1 - labels.count(frequent) / 40) == pytest.approx(scores.above_majority(made, labels))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from peft_dp import Places, Spec
-from peft_dp.job import build, gather
-from peft_dp.measuring import before
+from peft_dp.measuring import scores as before
 from peft_dp.spec import Privacy
+from peft_dp.training.job import build, gather
 
 Make = Callable[..., Spec]
 

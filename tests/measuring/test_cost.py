@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from peft_dp import Places, Spec
-from peft_dp.job import Job, build, gather
 from peft_dp.measuring import cost
 from peft_dp.spec import Privacy
+from peft_dp.training.job import Job, build, gather
 
 Make = Callable[..., Spec]
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from peft_dp import registry
-from peft_dp.backbones import Backbone, Classifier
-from peft_dp.job import cross_entropy
+from peft_dp.models.backbone import Backbone, Classifier
+from peft_dp.models.batch import Batch
 from peft_dp.privacy.gradients import record
-from peft_dp.training.batching import Batch
+from peft_dp.training.job import cross_entropy
 
 SMALL = {
     "vocab_size": 40,

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from peft_dp.backbones import Backbone
 from peft_dp.methods.adapter import Config, install
-from peft_dp.training.batching import Batch
+from peft_dp.models.backbone import Backbone
+from peft_dp.models.batch import Batch
 
 Make = Callable[..., Batch]
 PLACEMENTS = ("houlsby", "pfeiffer")

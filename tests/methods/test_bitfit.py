@@ -9,9 +9,9 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from peft_dp import registry
-from peft_dp.attaching import view
-from peft_dp.backbones import Backbone
 from peft_dp.methods.bitfit import Config, install
+from peft_dp.models.attach import view
+from peft_dp.models.backbone import Backbone
 
 GAMMAS = ("attention_norm", "output_norm")
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from peft_dp.backbones import Backbone
 from peft_dp.methods.compacter import Config, install
-from peft_dp.training.batching import Batch
+from peft_dp.models.backbone import Backbone
+from peft_dp.models.batch import Batch
 
 Make = Callable[..., Batch]
 

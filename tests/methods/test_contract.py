@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from peft_dp import registry
-from peft_dp.backbones import Backbone
-from peft_dp.job import cross_entropy
-from peft_dp.training import reuse
-from peft_dp.training.batching import Batch
+from peft_dp.models.backbone import Backbone
+from peft_dp.models.batch import Batch
+from peft_dp.training import frozen_prefix as reuse
+from peft_dp.training.job import cross_entropy
 
 Make = Callable[..., Batch]
 

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from peft_dp import Places
-from peft_dp.backbones import Backbone, distilbert
-from peft_dp.job import Job, build, gather
+from peft_dp.backbones import distilbert
 from peft_dp.methods import diff_pruning
-from peft_dp.privacy.gradients import clipped_sum
+from peft_dp.models.backbone import Backbone
+from peft_dp.training.job import Job, build, gather
 from peft_dp.training.loop import fit
+
+from ..gradients import clipped_sum
 
 
 def job(spec: Any, places: Places, **config: Any) -> Job:

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from peft_dp import Places, Spec
-from peft_dp.backbones import Backbone, distilbert
-from peft_dp.job import Job, build, gather
+from peft_dp.backbones import distilbert
 from peft_dp.methods import gradual
+from peft_dp.models.backbone import Backbone
+from peft_dp.training.job import Job, build, gather
 
 
 def job(spec: Any, places: Places, stages: list[list[int]], **fields: Any) -> Job:

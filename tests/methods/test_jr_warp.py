@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from peft_dp.backbones import Backbone
 from peft_dp.methods.jr_warp import Config, install
-from peft_dp.training.batching import Batch
+from peft_dp.models.backbone import Backbone
+from peft_dp.models.batch import Batch
 
 Make = Callable[..., Batch]
 

@@ -11,9 +11,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from peft_dp import Places, Spec, registry
-from peft_dp.attaching import attach, view
-from peft_dp.job import Job, build, gather
 from peft_dp.methods.lora import SITES, Branch, Config, install
+from peft_dp.models.attach import attach, view
+from peft_dp.training.job import Job, build, gather
 
 Make = Callable[..., Spec]
 

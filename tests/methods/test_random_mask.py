@@ -10,11 +10,11 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from peft_dp import Places, Spec, registry
-from peft_dp.attaching import view
-from peft_dp.backbones import Backbone
-from peft_dp.job import build, gather
 from peft_dp.methods.random_mask import Config, install
+from peft_dp.models.attach import view
+from peft_dp.models.backbone import Backbone
 from peft_dp.spec import Privacy
+from peft_dp.training.job import build, gather
 from peft_dp.training.loop import fit
 
 Make = Callable[..., Spec]

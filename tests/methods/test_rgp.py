@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from peft_dp import Places, Spec, rng
-from peft_dp.backbones import Backbone
-from peft_dp.job import Job, build, gather
 from peft_dp.methods import rgp
-from peft_dp.privacy.gradients import clipped_sum
-from peft_dp.reproduce import ledger
+from peft_dp.models.backbone import Backbone
+from peft_dp.runs import ledger
 from peft_dp.spec import Optimiser, Privacy
+from peft_dp.training.job import Job, build, gather
 from peft_dp.training.loop import Tally, fit, noised_mean
+
+from ..gradients import clipped_sum
 
 Make = Callable[..., Job]
 SIZES = 4 * (16 + 16) + 2 * (32 + 16)

@@ -9,9 +9,9 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from peft_dp import registry
-from peft_dp.attaching import view
-from peft_dp.backbones import Backbone
 from peft_dp.methods.spafit import Config, install
+from peft_dp.models.attach import view
+from peft_dp.models.backbone import Backbone
 
 
 def fitted(outputs: int = 3, **config: Any) -> Backbone:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from peft_dp import Places
-from peft_dp.job import Job, build, gather
 from peft_dp.methods import two_phase
+from peft_dp.training.job import Job, build, gather
 
 
 def job(spec: Any, places: Places, method: str, **fields: Any) -> Job:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from peft_dp.backbones import Backbone
 from peft_dp.methods.warp import Config, install
-from peft_dp.training.batching import Batch
+from peft_dp.models.backbone import Backbone
+from peft_dp.models.batch import Batch
 
 Make = Callable[..., Batch]
 

@@ -23,11 +23,11 @@ from scipy import special, stats
 from torch import Tensor
 
 from peft_dp import Places, Spec, registry, rng
-from peft_dp import job as jobs
+from peft_dp.models.batch import Encoded
 from peft_dp.privacy import plan as planning
 from peft_dp.spec import Optimiser
+from peft_dp.training import job as jobs
 from peft_dp.training import loop
-from peft_dp.training.batching import Encoded
 
 CHANCE = 1e-6
 """A test of chance fails where a right engine would give what was seen less often than this."""

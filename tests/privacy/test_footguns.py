@@ -23,16 +23,18 @@ from torch.nn import functional
 
 import peft_dp
 from peft_dp import Places, Spec, registry, rng
-from peft_dp.job import Job, build, gather
 from peft_dp.privacy import sampling
 from peft_dp.privacy.engine import PrivacyEngine, noised_sum
-from peft_dp.privacy.gradients import clipped_sum, per_example_gradients, record
+from peft_dp.privacy.gradients import record
 from peft_dp.privacy.plan import Plan, private_plan, spent
-from peft_dp.reproduce import ledger
+from peft_dp.runs import ledger
 from peft_dp.spec import Optimiser, Privacy, from_json, to_json
 from peft_dp.training import loop
+from peft_dp.training.job import Job, build, gather
 from peft_dp.training.loop import Tally, fit, noised_mean
 from peft_dp.validate import Missing
+
+from ..gradients import clipped_sum, per_example_gradients
 
 Losses = Callable[[list[int]], Tensor]
 METHODS = registry.names("methods")

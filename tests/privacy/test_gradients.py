@@ -14,21 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from peft_dp import Places, Spec, expected, registry
-from peft_dp.attaching import view
-from peft_dp.backbones import Backbone
-from peft_dp.job import build, cross_entropy, gather, mean_cross_entropy, square_error
-from peft_dp.privacy.gradients import (
-    GAMMA,
-    Recorded,
-    clipped_sum,
-    passes,
-    per_example_gradients,
-    record,
-    zeros,
-)
-from peft_dp.privacy.parts import Each, Product
-from peft_dp.training.batching import IGNORED, Encoded
+from peft_dp import Places, Spec, registry
+from peft_dp.models.attach import view
+from peft_dp.models.backbone import Backbone
+from peft_dp.models.batch import IGNORED, Encoded
+from peft_dp.privacy.gradients import GAMMA, Recorded, passes, record, zeros
+from peft_dp.privacy.per_example import Each, Product
+from peft_dp.suite import papers
+from peft_dp.training.job import build, cross_entropy, gather, mean_cross_entropy, square_error
+
+from ..gradients import clipped_sum, per_example_gradients
 
 METHODS = registry.names("methods")
 FAMILIES = ("bert", "roberta", "distilbert")
@@ -236,7 +231,7 @@ def test_ghost_norms(method: str, lengths: tuple[int, ...]) -> None:
 
 def test_ghost_norms_of_real_weights() -> None:
     """On MiniLM's own weights a norm in float32 is never too short, and little too long, so that few are cut more."""
-    spec = expected.find("embedded/smoke/full-dp/sentiment").spec
+    spec = papers.find("embedded/smoke/full-dp/sentiment").spec
     job = build(spec, gather(spec, Places(device="cpu")))
     batch = job.batch(job.train, range(24))
     short, whole = (

@@ -23,18 +23,21 @@ from scipy import stats
 from tabulate import tabulate
 from torch import Tensor
 
-from peft_dp import Places, Spec, packing, rng
-from peft_dp import job as jobs
-from peft_dp.privacy import engine, gradients, parts, sampling
+from peft_dp import Places, Spec, rng
+from peft_dp.models import batch as batching
+from peft_dp.models import packing
+from peft_dp.privacy import engine, gradients, sampling, taps
+from peft_dp.privacy import per_example as parts
 from peft_dp.privacy import plan as planning
 from peft_dp.spec import Privacy
-from peft_dp.training import batching, loop
+from peft_dp.training import job as jobs
+from peft_dp.training import loop
 
 from .released import BATCHES, CHANCE, NOISE, TOLERANCE, made, noise_free, p_values, residuals
 
 Make = Callable[..., Spec]
 
-MODULES = (rng, packing, planning, sampling, parts, gradients, batching, jobs, engine, loop)
+MODULES = (rng, packing, planning, sampling, parts, taps, gradients, batching, jobs, engine, loop)
 """In the order of their imports: what is bound by name from a broken one must be bound anew."""
 
 

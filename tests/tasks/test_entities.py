@@ -10,7 +10,8 @@ from functools import cache
 import pytest
 
 from peft_dp import tasks
-from peft_dp.tasks import Data, Example, conll, generated, metrics
+from peft_dp.measuring import metrics
+from peft_dp.tasks import Data, Example, conll, generated
 
 
 def indices(text: str) -> list[int]:

@@ -10,7 +10,8 @@ from statistics import fmean, quantiles, stdev
 
 import pytest
 
-from peft_dp import registry, tasks, weights
+from peft_dp import registry, tasks
+from peft_dp.models import source, weights
 from peft_dp.tasks import Example, glue, lengths
 
 NAMES = sorted(lengths.TASKS)
@@ -56,7 +57,7 @@ def test_repeats(name: str) -> None:
 
 def test_words_fit_every_backbone() -> None:
     """Every backbone has a token for each word that occurs."""
-    smallest = min(len(weights.tokenizer(weights.Random(name))) for name in registry.names("backbones"))
+    smallest = min(len(weights.tokenizer(source.Random(name))) for name in registry.names("backbones"))
 
     assert lengths.WORDS < smallest - 5
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from peft_dp import Places, Spec
-from peft_dp.job import Job, build, gather
+from peft_dp.training.job import Job, build, gather
 
 
 @pytest.fixture

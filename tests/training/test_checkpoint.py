@@ -24,12 +24,12 @@ import torch
 from tabulate import tabulate
 
 from peft_dp import Places, Record, Spec, registry, run
-from peft_dp.job import Job, build, gather
 from peft_dp.records import Records, read
-from peft_dp.reproduce import ledger, runs
+from peft_dp.runs import ledger, runs
 from peft_dp.spec import Optimiser, Privacy
 from peft_dp.training import checkpoint as checkpoints
 from peft_dp.training.checkpoint import Checkpoint, State, Stopped
+from peft_dp.training.job import Job, build, gather
 from peft_dp.training.loop import Trained, fit
 
 Make = Callable[..., Spec]
@@ -345,7 +345,7 @@ def test_record(
 ) -> None:
     """The record of a run in pieces is that of a whole one, epsilon included; then nothing else lies beside it."""
     made = spec(method="two_phase", config={"full_epochs": 1}, privacy=privacy)
-    monkeypatch.setattr("peft_dp.reproduce.Checkpoint", partial(Fatal, steps=4))
+    monkeypatch.setattr("peft_dp.runs.Checkpoint", partial(Fatal, steps=4))
     with pytest.raises(Killed):
         run(made, places, Records(tmp_path))
     (left,) = tmp_path.glob("*.*")
@@ -361,7 +361,7 @@ def test_another_run_does_not_go_on(
 ) -> None:
     """A run with another key starts from the beginning and leaves the first one's checkpoint alone."""
     with monkeypatch.context() as patch:
-        patch.setattr("peft_dp.reproduce.Checkpoint", partial(Fatal, steps=4))
+        patch.setattr("peft_dp.runs.Checkpoint", partial(Fatal, steps=4))
         with pytest.raises(Killed):
             run(spec(), places, Records(tmp_path))
     (left,) = tmp_path.iterdir()
@@ -387,7 +387,7 @@ def test_seeds_together(
     spec: Make, places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved: int
 ) -> None:
     """Seeds that train together and are killed between two of their records have the records of an unbroken session."""
-    monkeypatch.setattr("peft_dp.training.together.SHARE", 0.9)
+    monkeypatch.setattr("peft_dp.training.fleet.SHARE", 0.9)
     specs = [spec(dropout=False, seed=seed) for seed in range(3)]
 
     class Full(Records):
@@ -432,7 +432,7 @@ reproduce.run(expected.find(cell).spec, Places(device="cpu"), Records(Path(folde
 def started(cell: str, folder: Path, every: float) -> BaseProcess:
     """A process of its own that has begun to train the cell, or has ended."""
     context = get_context("forkserver")  # which imports once what all its processes need
-    context.set_forkserver_preload(["peft_dp.reproduce", "transformers.models.bert", "sklearn.metrics", "opacus"])
+    context.set_forkserver_preload(["peft_dp.runs", "transformers.models.bert", "sklearn.metrics", "opacus"])
     heard, training = context.Pipe(duplex=False)
     names = {"cell": f"embedded/smoke/{cell}/sentiment", "folder": folder, "every": every, "training": training}
     process = context.Process(target=exec, args=(DRIVER, names))

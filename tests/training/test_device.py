@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from peft_dp import Places, Spec, registry, rng
-from peft_dp.job import Job, build, gather
-from peft_dp.measuring.after import predictions
+from peft_dp.measuring.scores import predictions
 from peft_dp.spec import Privacy
+from peft_dp.training.job import Job, build, gather
 from peft_dp.training.loop import Tally, fit, noised_mean
 from peft_dp.validate import Missing
 

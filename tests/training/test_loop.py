@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from peft_dp import Places, Spec, rng
-from peft_dp.job import Job, build, gather
 from peft_dp.privacy import sampling
 from peft_dp.privacy.plan import Plan
 from peft_dp.spec import Optimiser
 from peft_dp.training import loop
+from peft_dp.training.job import Job, build, gather
 from peft_dp.training.loop import Tally, fit, noised_mean
 
 Make = Callable[..., Spec]

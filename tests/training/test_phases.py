@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from peft_dp import Places, Spec, registry, rng
-from peft_dp.job import Job, build, gather
-from peft_dp.privacy.gradients import clipped_sum
-from peft_dp.reproduce import ledger
+from peft_dp.models.batch import Batch
+from peft_dp.runs import ledger
 from peft_dp.spec import Optimiser, Privacy
 from peft_dp.training import loop
-from peft_dp.training.batching import Batch
+from peft_dp.training.job import Job, build, gather
 from peft_dp.training.loop import Tally, fit, noised_mean
+
+from ..gradients import clipped_sum
 
 Make = Callable[..., Spec]
 PHASED = [name for name in registry.names("methods") if hasattr(registry.load("methods", name), "phases")]

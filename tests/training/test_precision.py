@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from peft_dp import Places, Spec, cells, registry, run
-from peft_dp.job import Job, build, gather
-from peft_dp.privacy.gradients import clipped_sum
-from peft_dp.reporting.compare import compare
+from peft_dp.suite.verdicts.cells import compare
+from peft_dp.training.job import Job, build, gather
 from peft_dp.training.loop import fit
 from peft_dp.validate import Missing
+
+from ..gradients import clipped_sum
 
 Make = Callable[..., Spec]
 METHODS = registry.names("methods")

@@ -1,0 +1,1 @@
+"""A backbone and what changes its forward pass: sites, batches, packing, the last layer."""

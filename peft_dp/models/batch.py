@@ -1,0 +1,198 @@
+"""From sentences to tensors: a logical batch is cut into physical ones by tokens.
+
+The sum of per-example gradients does not depend on how a batch is cut, so it is
+cut by a token count: memory does not depend on the longest sentence of
+the data. Sentences share rows (`packing`), or have one each, padded, where a method
+needs that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from peft_dp.models import packing
+from peft_dp.models.packing import Packing
+
+if TYPE_CHECKING:
+    pass
+
+
+IGNORED = -100
+"""Label of a token that has none; torch's cross-entropy leaves it out."""
+
+
+TOKENS = 2048
+"""Padded tokens of a physical batch: large enough for full matrix products on a CPU, small enough for its cache."""
+
+
+PART = 64
+"""Tokens whose passes take about as long as there being one more physical batch."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One physical batch: B examples padded to T tokens, or in R rows of W places if it has a packing.
+
+    Attributes:
+        ids: Token ids [B, T] or [R, W].
+        mask: 1 on tokens, 0 on padding [B, T]; or which places attend to which (bool) [R, 1, W, W].
+        types: 1 on the second sentence, like the ids.
+        positions: Position of each token in its example, like the ids.
+        labels: Class indices (int64) or scores (float32) [B], or tags (int64) [B, T].
+        states: What enters the first layer that is not left out, like the ids but [..., d]; None where all are passed.
+        packing: Where the examples are.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    types: Tensor
+    positions: Tensor
+    labels: Tensor
+    states: Tensor | None = None
+    packing: Packing | None = None
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Tokenised examples.
+
+    Attributes:
+        ids: Token ids of each example, specials included, without padding.
+        types: Token types of each example.
+        labels: As in `Batch`, [N] or [N, T] with T tokens in the longest example.
+        pad: Id of the padding token.
+        states: What enters the first layer that is not left out, of each example [T, d]; see `reuse`.
+        reads: Place of the read-out in each example; None for the first.
+        tokens: Number of tokens of each example, where its ids are not all there are.
+    """
+
+    ids: Sequence[Sequence[int]]
+    types: Sequence[Sequence[int]]
+    labels: Tensor
+    pad: int
+    states: Sequence[Tensor] | None = None
+    reads: Sequence[int] | None = None
+    tokens: Sequence[int] | None = None
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self.ids)
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """Number of tokens of each example."""
+        return [len(ids) for ids in self.ids]
+
+    def packed(self, indices: Sequence[int], device: str) -> Batch:
+        """The examples of `indices`, several to a row."""
+        lengths = torch.tensor([self.lengths[i] for i in indices])
+        held, width = packing.rows(lengths.tolist())
+        starts = torch.zeros(len(indices), dtype=torch.int64)
+        asking = torch.full((len(held), max(map(len, held))), len(indices))
+        slots = torch.zeros_like(starts)
+        for row, ks in enumerate(held):
+            starts[ks] = row * width + lengths[ks].cumsum(0) - lengths[ks]
+            asking[row, : len(ks)] = torch.tensor(ks)
+            slots[ks] = row * asking.shape[1] + torch.arange(len(ks))
+        owners = torch.arange(len(indices)).repeat_interleave(lengths)
+        position = torch.arange(len(owners)) - (lengths.cumsum(0) - lengths)[owners]
+        places, size = starts[owners] + position, (len(held), width)
+
+        def placed(values: Tensor, filled: int) -> Tensor:
+            """Values [sum of lengths, ...] in rows [R, W, ...]."""
+            whole = values.new_full((len(held) * width, *values.shape[1:]), filled)
+            whole[places.to(values.device)] = values
+            return _moved(whole.view(*size, *values.shape[1:]), device)
+
+        reads = starts if self.reads is None else starts + torch.tensor([self.reads[i] for i in indices])
+        where = Packing(
+            owner=placed(owners, len(indices)),
+            starts=_moved(starts, device),
+            lengths=_moved(lengths, device),
+            reads=_moved(reads, device),
+            asking=_moved(asking, device),
+            slots=_moved(slots, device),
+            longest=int(lengths.max()),
+        )
+        labels = self.labels[list(indices)]
+        return Batch(
+            ids=placed(torch.tensor([token for i in indices for token in self.ids[i]]), self.pad),
+            mask=where.same[:, None],
+            types=placed(torch.tensor([kind for i in indices for kind in self.types[i]]), 0),
+            positions=placed(position, 0),
+            labels=_moved(labels[:, : where.longest] if labels.dim() == 2 else labels, device),
+            states=None if self.states is None else placed(torch.cat([self.states[i] for i in indices]), 0),
+            packing=where,
+        )
+
+    def batch(self, indices: Sequence[int], device: str) -> Batch:
+        """The examples of `indices`, a row each, padded to the longest of them."""
+        width = max(self.lengths[i] for i in indices)
+        ids = [[*self.ids[i], *[self.pad] * (width - self.lengths[i])] for i in indices]
+        types = [[*self.types[i], *[0] * (width - len(self.types[i]))] for i in indices]
+        lengths = torch.tensor([self.lengths[i] for i in indices])
+        positions = torch.arange(width).repeat(len(indices), 1)
+        mask = (positions < lengths[:, None]).long()
+        labels = self.labels[list(indices)]
+        labels = labels[:, :width] if labels.dim() == 2 else labels
+        states = None if self.states is None else [self.states[i] for i in indices]
+        return Batch(
+            ids=_moved(torch.tensor(ids), device),
+            mask=_moved(mask, device),
+            types=_moved(torch.tensor(types), device),
+            positions=_moved(positions, device),
+            labels=_moved(labels, device),
+            states=None if states is None else nn.utils.rnn.pad_sequence(states, batch_first=True),
+        )
+
+    def count(self, indices: Sequence[int]) -> int:
+        """Number of tokens of the examples together."""
+        return sum((self.tokens or self.lengths)[i] for i in indices)
+
+    def split(self, indices: Sequence[int], tokens: int = TOKENS) -> Iterator[list[int]]:
+        """Splits a logical batch into as few physical ones as have at most about `tokens` tokens, for `packed`.
+
+        Each has its share of the long and of the short ones, which then fill each other's rows.
+        """
+        order = sorted(indices, key=lambda i: (-self.lengths[i], i))
+        parts = min(-(-sum(self.lengths[i] for i in order) // tokens), len(order))
+        for part in range(parts):
+            yield order[part::parts]
+
+    def cut(self, indices: Sequence[int], tokens: int = TOKENS) -> Iterator[list[int]]:
+        """Cuts a logical batch into physical ones for `batch`: longest first, at most `tokens` places or one example.
+
+        Of all ways to do that with cuts where the length falls, or where a part is full, the one that costs least,
+        a part counting as much as `PART` tokens.
+        """
+        order = sorted(indices, key=lambda i: (-self.lengths[i], i))
+        lengths = [self.lengths[i] for i in order]
+        falls = [at for at in range(1, len(order) + 1) if at == len(order) or lengths[at] < lengths[at - 1]]
+        best: dict[int, tuple[int, int]] = {0: (0, 0)}  # end of a part -> least cost up to there, and its start
+        for start in range(len(order)):
+            if start in best:
+                full = min(start + max(1, tokens // lengths[start]), len(order))
+                for end in {*(at for at in falls if start < at <= full), full}:
+                    cost = best[start][0] + (end - start) * lengths[start] + PART
+                    best[end] = min(best.get(end, (cost, start)), (cost, start))
+        ends = [len(order)]
+        while ends[-1] > 0:
+            ends.append(best[ends[-1]][1])
+        for start, end in pairwise(reversed(ends)):
+            yield order[start:end]
+
+
+def _moved(values: Tensor, device: str) -> Tensor:
+    """Values on a device, without waiting for what it has still to do; they are read when this returns."""
+    return values.to(device, non_blocking=True)

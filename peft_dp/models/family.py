@@ -1,0 +1,36 @@
+"""Where a family of encoders keeps its sites. Data only: a backbone's file imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """Where a family of encoders keeps its sites.
+
+    Attributes:
+        layers: Path of the list of layers, from the encoder.
+        sites: Role -> path from one layer; the roles are query, key, value, attention_output,
+            attention_norm, intermediate, output and output_norm.
+        embeddings: Path of the module that makes the first layer's input.
+        embeddings_norm: Path of the LayerNorm that closes the embeddings.
+        head: Paths, from the classification model that transformers gives, of its new modules.
+        pooler: Whether the encoder has a pretrained pooler after the last layer.
+        token_types: Whether the encoder takes token types.
+        first_position: Position of the first token.
+    """
+
+    layers: str
+    sites: Mapping[str, str]
+    embeddings: str
+    embeddings_norm: str
+    head: tuple[str, ...]
+    pooler: bool
+    token_types: bool
+    first_position: int = 0

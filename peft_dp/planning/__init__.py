@@ -1,1 +1,0 @@
-"""What cells will cost, before anything runs, and how they spread over GPUs and machines."""

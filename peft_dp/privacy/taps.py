@@ -1,0 +1,211 @@
+"""Taps on modules that own trained parameters, and the rule by which each kind of module gives their gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
+from torch.nn.utils.parametrize import is_parametrized
+
+from peft_dp.models import packing
+from peft_dp.models.backbone import trained_parameters
+from peft_dp.models.packing import Packing
+from peft_dp.privacy.per_example import Behind, Each, Part, Product, Rows, Whole
+
+if TYPE_CHECKING:
+    pass
+
+
+class Call(nn.Module):
+    """Losses as a module that has the model, so that its parameters can be exchanged for the call."""
+
+    def __init__(self, model: nn.Module, losses: Callable[[], Tensor]) -> None:
+        super().__init__()
+        self.model = model
+        self.losses = losses
+
+    def forward(self) -> Tensor:
+        """Return the loss of each example [B]."""
+        return self.losses()
+
+
+class Taps:
+    """Taps on every module that owns a trained parameter for which there is a rule.
+
+    Attributes:
+        names: Those parameters.
+        parts: What the backward pass has given so far.
+        anchor: What the taps lead to, so that the backward pass reaches each and goes no further.
+    """
+
+    def __init__(self, model: nn.Module, examples: int, masks: Mapping[str, Tensor]) -> None:
+        self.names: set[str] = set()
+        self.parts: dict[str, Part] = {}
+        # Where the outputs are: a copy for each tap would make a GPU wait each time.
+        self.anchor = torch.zeros((), requires_grad=True, device=next(model.parameters()).device)
+        self._examples = examples
+        self._masks = masks
+        self._watched: dict[str, tuple[nn.Module, list[str]]] = {}  # path -> module and its trained parameters
+        for path, module in model.named_modules():
+            if _kind(module) in _RULES and (locals_ := _own(module)):
+                self._watched[path] = module, locals_
+                self.names |= {_join(path, local) for local in locals_}
+
+    def __enter__(self) -> None:
+        self._called: set[str] = set()
+        self._handles = [
+            module.register_forward_hook(self._hook(path), prepend=True, with_kwargs=True)
+            for path, (module, _) in self._watched.items()
+        ]
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        if kind is None and (silent := self._watched.keys() - self._called):
+            raise ValueError(f"{min(silent)} has trained parameters, but is not called: freeze it, or call it")
+
+    def put(self, name: str, part: Whole) -> None:
+        """Takes what gives a parameter's gradients, its mask respected."""
+        self.parts[name] = part.only(self._masks[name]) if name in self._masks else part
+
+    def _hook(self, path: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Tensor], Tensor]:
+        def tap(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+            if path in self._called:
+                raise ValueError(f"{path} is called twice in one forward pass, which its rule does not cover")
+            packed = packing.of(output)
+            if packed is None and len(output) != self._examples:
+                raise ValueError(
+                    f"{path} has {len(output)} rows for {self._examples} examples, so that one example's gradient "
+                    "cannot be told: give it a row for each (to positions and token types, pass them to the model)"
+                )
+            self._called.add(path)
+            locals_ = self._watched[path][1]
+            given: Tensor = args[0] if args else kwargs["input"]
+            held = [given.detach()] if any(local != "bias" for local in locals_) else [None]
+
+            def take(gradient: Tensor) -> None:
+                a = held.pop()  # freed here, not with the graph
+                dtype = module.get_parameter(locals_[0]).dtype  # under autocast not that of the pass
+                a, g = a.to(dtype) if a is not None and a.is_floating_point() else a, gradient.to(dtype)
+                for local in locals_:
+                    self.put(_join(path, local), _RULES[_kind(module)](module, local, a, g, packed))
+
+            tapped: Tensor = _Tap.apply(output, self.anchor.to(output.device), take)  # type: ignore[no-untyped-call]
+            return tapped
+
+        return tap
+
+
+class _Tap(torch.autograd.Function):
+    """The identity; its backward pass hands the gradient over before it goes on."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, anchor: Tensor, take: Callable[[Tensor], None]) -> Tensor:
+        ctx.take = take
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        ctx.take(gradient)
+        return gradient, None, None
+
+
+def expanded(model: nn.Module, ruled: set[str]) -> dict[str, nn.Parameter]:
+    """Trained parameters that no rule covers; each of their modules computes with a leading example axis."""
+    trained = trained_parameters(model)
+    if tied := ruled - trained.keys():
+        raise ValueError(f"{min(tied)} is another module's parameter too, which its rule does not cover: freeze it")
+    for name, p in trained.items():
+        if p.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"{name} is {p.dtype}, too coarse for norms and noise: train it in float32")
+    found = {name: p for name, p in trained.items() if name not in ruled}
+    for name in found:
+        module = model.get_submodule(name.rpartition(".")[0])
+        if not getattr(module, "example_axis", False):
+            raise ValueError(
+                f"{name} trains, but there is no rule for {type(module).__name__}: freeze it, or let the module "
+                "compute with a leading example axis, [B, ...] for [...], and say so by `example_axis = True`"
+            )
+    return found
+
+
+def _join(path: str, local: str) -> str:
+    return f"{path}.{local}" if path else local
+
+
+def _kind(module: nn.Module) -> type[nn.Module]:
+    """The module's class; of a linear layer whose weight is computed, the one it was before."""
+    return nn.Linear if isinstance(module, nn.Linear) and is_parametrized(module, "weight") else type(module)
+
+
+def _own(module: nn.Module) -> list[str]:
+    """The module's own trained parameters and those behind its weight, not those of other modules below it."""
+    return [
+        name
+        for name, p in module.named_parameters()
+        if p.requires_grad and ("." not in name or name.startswith(_BEHIND))
+    ]
+
+
+_BEHIND = "parametrizations.weight."
+
+
+def _linear(module: nn.Linear, name: str, a: Tensor, g: Tensor, packed: Packing | None) -> Whole:
+    g = g.reshape(len(g), -1, g.shape[-1])
+    if name == "bias":
+        return Each(packed.total(g) if packed else g.sum(1))
+    a = a.reshape(len(a), -1, a.shape[-1])
+    product = Product(a, g, packed)
+    if name != "weight":
+        return Behind(product.apart(), _slope(module, name), module.get_parameter(name).shape)
+    if packed:
+        # A row's Gram matrices cost W^2 (in + out); forming the gradients of its S examples W S in out, twice as fast.
+        forming = packed.asking.shape[1] * module.in_features * module.out_features
+        few = forming <= 2 * a.shape[1] * (module.in_features + module.out_features)
+        return Each(packed.products(g, a)) if few else product
+    # The Gram matrices cost T^2 (in + out), forming the gradient T in out.
+    wide = module.in_features * module.out_features > a.shape[1] * (module.in_features + module.out_features)
+    return product if wide else Each(product.each())
+
+
+def _slope(module: nn.Linear, name: str) -> Tensor:
+    """Derivative of the weight [out, in] by the parameter of this name, at the same place or the only one it has."""
+    maker, local = module.get_submodule(_BEHIND.rstrip(".")), name.removeprefix(_BEHIND)
+    for step in maker.children():
+        if not getattr(step, "elementwise", False):
+            raise ValueError(
+                f"there is no rule for a weight computed by {type(step).__name__}: freeze it, or let each value follow "
+                "from those at its own place, or from single ones, and say so by `elementwise = True`"
+            )
+    held = {n: p.detach() for n, p in maker.named_parameters()}
+    value = held[local].requires_grad_()
+    with torch.enable_grad():
+        weight = functional_call(maker, held, ())
+        ones = torch.ones_like(weight, requires_grad=True)
+        # Linear in `ones`, so that its derivative by them is the slope at each place.
+        (gradient,) = torch.autograd.grad((ones * weight).sum(), value, create_graph=True)
+        (slope,) = torch.autograd.grad(gradient.sum(), ones)
+    return slope
+
+
+def _norm(module: nn.LayerNorm, name: str, a: Tensor, g: Tensor, packed: Packing | None) -> Whole:
+    if name == "weight":
+        g = g * functional.layer_norm(a, module.normalized_shape, eps=module.eps)
+    return Each(packed.total(g) if packed else g.reshape(len(g), -1, *module.normalized_shape).sum(1))
+
+
+def _embedding(module: nn.Embedding, name: str, ids: Tensor, g: Tensor, packed: Packing | None) -> Whole:
+    if module.padding_idx is not None:
+        g = g.masked_fill((ids == module.padding_idx)[..., None], 0)
+    return Rows(ids.reshape(len(ids), -1), g.reshape(len(g), -1, g.shape[-1]), module.weight.shape, packed)
+
+
+_RULES: Mapping[type[nn.Module], Callable[..., Whole]] = {
+    nn.Linear: _linear,
+    nn.LayerNorm: _norm,
+    nn.Embedding: _embedding,
+}

@@ -1,1 +1,0 @@
-"""Reporting: from records and expectations to verdicts, tables and pages."""

@@ -1,0 +1,1 @@
+"""Attacks on private cells, and other engines beside ours."""

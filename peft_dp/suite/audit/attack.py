@@ -1,0 +1,334 @@
+"""An alarm on the claimed epsilon: what an attacker who plants gradients finds out from the noised sums.
+
+A canary is a row of the batch whose gradient is replaced, after it is formed and
+before it is clipped, by ten times the clip on one coordinate that no other canary
+has. Each is in the batch of every step or in none, by a fair coin. The attacker
+sees the noised sums, scores a canary by its coordinate, summed over the steps, and
+guesses which were in. From how often that is right follow lower bounds on epsilon:
+of any mechanism, from one run (Steinke et al. 2023, arXiv 2305.08846), and, larger,
+of one whose trade-off function is a Gaussian's (Mahloujifar et al. 2024, arXiv
+2410.22235), as it is here. Model, method, masks, accountant, clipping and the cut
+into physical batches are the cell's; of a method with phases, the first.
+
+With 10,000 canaries noise of half the size is caught, noise a tenth too small hardly
+ever: the calibration is for tests of the noise itself. All canaries are in or out
+throughout, so nothing here sees the sampler, and nothing sees noise used twice.
+
+A canary's input is an example of the cell cut to one token, as its gradient does
+not depend on that. Eight whole examples are always there, so that a physical batch
+holds both; more would only blur the scores of an attacker who does not know them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from statistics import NormalDist
+from typing import Any
+
+import numpy
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import brentq
+from scipy.special import expit, log_ndtr, ndtr, ndtri
+from scipy.stats import binom
+from torch import Tensor, nn
+
+from peft_dp import rng
+from peft_dp.models.backbone import Backbone
+from peft_dp.models.batch import Encoded
+from peft_dp.privacy import gradients
+from peft_dp.privacy.engine import noised_sum
+from peft_dp.privacy.gradients import Recorded
+from peft_dp.privacy.per_example import Part
+from peft_dp.privacy.plan import Plan, private_plan, spent
+from peft_dp.training.job import Job
+
+CANARIES = 10_000
+FEWEST = 100
+EPSILON, DELTA, STEPS = 2.0, 1e-5, 4
+TIMES = 10.0
+"""Length of a canary's gradient, over the clip."""
+EXAMPLES = 8
+CONFIDENCE = 0.95
+SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
+"""Of the canaries, those guessed at: the farthest from the middle; the best share is chosen on a fifth of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """What the noised sums tell, beside what is claimed; every bound holds at 95 % confidence.
+
+    Attributes:
+        claimed: Epsilon of the audited steps, by the cell's accountant.
+        delta: Failure probability of that and of all below.
+        accountant: Name of the accountant.
+        canaries: Number of canaries.
+        bound: Lower bound on epsilon of a mechanism with a Gaussian's trade-off function.
+        power: What that bound comes to where the mechanism is right and so many guesses are as are expected.
+        one_run: Lower bound on epsilon of any mechanism.
+        mu: Distance of the scores of canaries in and out, in standard deviations: the Gaussian mechanism's mu.
+        gaussian: Epsilon of that mu.
+        gaussian_limit: Epsilon of mu's lower limit; above the right one in a run of twenty.
+    """
+
+    claimed: float
+    delta: float
+    accountant: str
+    canaries: int
+    bound: float
+    power: float
+    one_run: float
+    mu: float
+    gaussian: float
+    gaussian_limit: float
+
+    @property
+    def alarms(self) -> bool:
+        """Whether the claim is refuted."""
+        return self.bound > self.claimed
+
+
+def audit(job: Job, canaries: int = CANARIES) -> Audit:
+    """Takes four full-batch steps of canaries, which leave the weights alone, at a noise for an epsilon of 2.
+
+    Args:
+        job: A private one.
+        canaries: How many at most; no more than the job trains values.
+
+    Raises:
+        ValueError: The job is not private, or the canaries are too few to show anything.
+    """
+    if job.spec.privacy is None:
+        raise ValueError("a run without privacy claims no epsilon: give its spec a privacy")
+    tensors = len(job.backbone.trained())
+    if canaries < (least := max(FEWEST, tensors)):
+        raise ValueError(f"canaries {canaries} are too few for {tensors} tensors that train: take at least {least}")
+    canaries = min(canaries, job.backbone.count())
+    draw = numpy.random.default_rng(job.spec.seed)
+    privacy = replace(job.spec.privacy, epsilon=EPSILON, delta=DELTA, sampling="poisson")
+    plan = private_plan(privacy, canaries, canaries, STEPS)
+    planted = _Canaries.spread(job.backbone, canaries, plan.clip, draw)
+    inside = draw.random(canaries) < 0.5
+    scores = _scores(job, plan, planted, inside)
+    mu, limit = _distance(scores, inside)
+    return Audit(
+        claimed=spent(plan, plan.steps),
+        delta=plan.delta,
+        accountant=plan.accountant,
+        canaries=canaries,
+        bound=_bound(scores, inside, gaussian_bound),
+        power=_power(canaries, math.sqrt(plan.steps) / plan.noise_multiplier),
+        one_run=_bound(scores, inside, one_run_bound),
+        mu=mu,
+        gaussian=gaussian_epsilon(mu, plan.delta),
+        gaussian_limit=gaussian_epsilon(limit, plan.delta),
+    )
+
+
+@dataclass(frozen=True)
+class _Canaries:
+    """Where each canary's gradient is.
+
+    Attributes:
+        names: Of the trained parameters.
+        owners: Which of them each row is in [M + 8]; -1 for the examples, which come last.
+        places: Index in the flattened parameter [M + 8].
+        size: The gradient there.
+    """
+
+    names: list[str]
+    owners: Tensor
+    places: Tensor
+    size: float
+
+    @classmethod
+    def spread(cls, backbone: Backbone, canaries: int, clip: float, draw: numpy.random.Generator) -> _Canaries:
+        """One for each parameter, the others by the number of values that it trains; no two at one place."""
+        trained, masks = backbone.trained(), backbone.masks
+        open_ = [int(masks[name].sum()) if name in masks else p.numel() for name, p in trained.items()]
+        others = numpy.cumsum([0, *(size - 1 for size in open_)])
+        counts = 1 + numpy.diff(others * (canaries - len(open_)) // max(others[-1], 1))
+        places = []
+        for name, size, count in zip(trained, open_, counts, strict=True):
+            drawn = torch.from_numpy(draw.choice(size, count, replace=False))
+            places.append(masks[name].flatten().nonzero().flatten().cpu()[drawn] if name in masks else drawn)
+        owners = torch.repeat_interleave(torch.from_numpy(counts))
+        order = torch.from_numpy(draw.permutation(canaries))
+        owners, flat = (
+            nn.functional.pad(values[order], (0, EXAMPLES), value=-1) for values in (owners, torch.cat(places))
+        )
+        return cls([*trained], owners, flat, TIMES * clip)
+
+    def replace(self, found: Recorded, cut: list[int]) -> Recorded:
+        """A physical batch with the gradients of its canaries in place of their rows' own."""
+        owners, places = (values[cut].to(found.losses.device) for values in (self.owners, self.places))
+        rows = {name: (owners == at).nonzero().flatten() for at, name in enumerate(self.names)}
+        parts: dict[str, Any] = {
+            name: _Planted(
+                part.without(owners >= 0),
+                rows[name],
+                places[rows[name]],
+                found.losses.new_full((len(rows[name]),), self.size),
+            )
+            for name, part in found.parts.items()
+        }
+        return replace(found, parts=parts)
+
+
+@dataclass(frozen=True)
+class _Planted:
+    """A parameter's gradient of each example, with single values added to it."""
+
+    part: Part
+    rows: Tensor  # [K]
+    places: Tensor  # [K], in the flattened parameter
+    values: Tensor  # [K]
+
+    def without(self, lost: Tensor) -> _Planted:
+        return replace(self, part=self.part.without(lost), values=self.values.masked_fill(lost[self.rows], 0))
+
+    def square_norm(self) -> Tensor:
+        return self.part.square_norm().index_add(0, self.rows, self.values.square())
+
+    def add_to(self, total: Tensor, weights: Tensor) -> None:
+        self.part.add_to(total, weights)
+        total.view(-1).index_add_(0, self.places, self.values * weights[self.rows])
+
+
+def _scores(job: Job, plan: Plan, canaries: _Canaries, inside: NDArray[numpy.bool_]) -> NDArray[numpy.float64]:
+    """Each canary's coordinate of the noised sums, over all steps [M]."""
+    rows = _rows(job.train, len(inside))
+    cuts = list(job.cut(rows, [*inside.nonzero()[0].tolist(), *range(len(inside), len(rows))]))
+    noise = rng.generator(job.spec.seed, "noise", job.device)
+    now: list[int] = []  # the physical batch that passes through the model
+
+    def losses(cut: list[int]) -> Tensor:
+        now[:] = cut
+        return job.losses(job.batch(rows, cut))
+
+    def record(model: nn.Module, call: Callable[[], Tensor], examples: int, masks: Mapping[str, Tensor]) -> Recorded:
+        found = gradients.record(model, call, examples, masks)
+        return canaries.replace(found, now)
+
+    scores = torch.zeros(len(inside), dtype=torch.float64)
+    job.backbone.model.train()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(rng.seed(job.spec.seed, "dropout"))
+        for _ in range(plan.steps):
+            if begin_step := getattr(job.method, "begin_step", None):
+                begin_step(job.backbone, noise)
+            sums = noised_sum(job.backbone.model, losses, cuts, plan, noise, masks=job.backbone.masks, record=record)
+            for at, name in enumerate(canaries.names):
+                mine = (canaries.owners == at).nonzero().flatten()
+                scores[mine] += sums[name].cpu().flatten()[canaries.places[mine]]
+    return scores.numpy()
+
+
+def _rows(train: Encoded, canaries: int) -> Encoded:
+    """The data's examples cut to one token, again and again, for the canaries; then some as they are."""
+    order = [at % len(train) for at in range(canaries)]
+    whole = [*range(min(EXAMPLES, len(train)))]
+    ids, types = (
+        [*(values[at][:1] for at in order), *(values[at] for at in whole)] for values in (train.ids, train.types)
+    )
+    return Encoded(ids, types, train.labels[[*order, *whole]], train.pad)
+
+
+Bound = Callable[[int, int, int], float]
+"""Canaries, guesses, and those of them that are right -> lower bound on epsilon."""
+
+
+def gaussian_bound(canaries: int, guesses: int, right: int, delta: float = DELTA) -> float:
+    """Lower bound on epsilon where the trade-off function is a Gaussian's (Mahloujifar et al. 2024).
+
+    A mu is refuted if, were so many right guesses to have a chance of 5 % under it, the chances that one canary is
+    guessed right (r) or wrong (h) while at least i are right would, at i = 0, add up to more than there are guesses.
+    """
+
+    def refuted(mu: float) -> bool:
+        r, h = (1 - CONFIDENCE) * right / canaries, (1 - CONFIDENCE) * (guesses - right) / canaries
+        for i in range(right - 1, -1, -1):
+            grown = max(h, float(ndtr(ndtri(r) - mu)))
+            if grown == h:
+                break
+            r, h = min(r + i / (guesses - i) * (grown - h), 1.0), grown
+        return r + h > guesses / canaries
+
+    return gaussian_epsilon(_largest(refuted), delta)
+
+
+def one_run_bound(canaries: int, guesses: int, right: int, delta: float = DELTA) -> float:
+    """Lower bound on epsilon of any mechanism (Steinke et al. 2023).
+
+    Right guesses are no more than a binomial's at chance e^epsilon / (1 + e^epsilon), but for what delta adds.
+    """
+    fewer = numpy.arange(1, right + 1)
+
+    def refuted(epsilon: float) -> bool:
+        chance = expit(epsilon)
+        tail = binom.sf(right - 1, guesses, chance)
+        near = (binom.sf(right - 1 - fewer, guesses, chance) - tail) / fewer
+        return bool(tail + 2 * canaries * delta * near.max(initial=0.0) < 1 - CONFIDENCE)
+
+    return _largest(refuted)
+
+
+def _largest(refuted: Callable[[float], bool]) -> float:
+    """The largest value that is refuted, to 1e-4; 0 if none is."""
+    low, high = 0.0, 1.0
+    while refuted(high):
+        low, high = high, 2 * high
+    while high - low > 1e-4:
+        middle = (low + high) / 2
+        low, high = (middle, high) if refuted(middle) else (low, middle)
+    return low
+
+
+def gaussian_epsilon(mu: float, delta: float) -> float:
+    """Epsilon of the Gaussian mechanism of sensitivity over standard deviation mu (Balle and Wang 2018, theorem 8)."""
+    if not 0 < mu < math.inf:
+        return max(mu, 0.0)
+
+    def excess(epsilon: float) -> float:
+        first, second = mu / 2 - epsilon / mu, -mu / 2 - epsilon / mu
+        return float(ndtr(first) - numpy.exp(epsilon + log_ndtr(second))) - delta
+
+    high = mu * (mu / 2 - float(ndtri(delta)))  # there the first term alone is delta
+    return float(brentq(excess, 0, high, xtol=1e-9)) if excess(0) > 0 else 0.0
+
+
+def _bound(scores: NDArray[numpy.float64], inside: NDArray[numpy.bool_], bound: Bound) -> float:
+    """The bound from four fifths of the canaries, guessed at as is best on the other fifth."""
+    fifth = len(scores) // 5
+    middle = (scores[:fifth][inside[:fifth]].mean() + scores[:fifth][~inside[:fifth]].mean()) / 2
+    far, right = abs(scores - middle), (scores > middle) == inside
+
+    def found(part: slice, least: float) -> float:
+        guessed = far[part] >= least
+        return bound(len(guessed), int(guessed.sum()), int((guessed & right[part]).sum()))
+
+    edges = numpy.quantile(far[:fifth], [1 - share for share in SHARES])
+    return found(slice(fifth, None), max(edges, key=lambda least: found(slice(fifth), least)))
+
+
+def _power(canaries: int, mu: float) -> float:
+    """The Gaussian bound from the number of guesses to be expected at that mu, at the best threshold."""
+    rest = canaries - canaries // 5
+    found = []
+    for least in numpy.arange(0, 4, 0.25):
+        right, wrong = ndtr(mu / 2 - least), ndtr(-mu / 2 - least)
+        found.append(gaussian_bound(rest, round(rest * float(right + wrong)), round(rest * float(right))))
+    return max(found)
+
+
+def _distance(scores: NDArray[numpy.float64], inside: NDArray[numpy.bool_]) -> tuple[float, float]:
+    """Mu of the scores and its lower limit, by the large-sample variance of a standardised difference."""
+    first, second = scores[inside], scores[~inside]
+    variance = (first.var() * len(first) + second.var() * len(second)) / (len(scores) - 2)
+    if variance == 0:
+        return math.inf, math.inf
+    mu = float((first.mean() - second.mean()) / math.sqrt(variance))
+    error = math.sqrt(1 / len(first) + 1 / len(second) + mu**2 / (2 * len(scores)))
+    return mu, mu - NormalDist().inv_cdf(CONFIDENCE) * error

@@ -1,0 +1,1 @@
+"""Cells as jobs, on this machine or a Slurm cluster."""

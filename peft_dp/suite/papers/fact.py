@@ -1,0 +1,96 @@
+"""Printed figures that need no training: parameter counts, percentages, noise multipliers."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import field, replace
+from typing import Any, Literal
+
+from pydantic.dataclasses import dataclass
+
+from peft_dp.spec import STRICT
+from peft_dp.suite.papers import reader
+from peft_dp.suite.papers.reader import read, unique
+from peft_dp.suite.papers.table import merged
+from peft_dp.validate import short
+
+UNITS = {"K": 1e3, "M": 1e6, "%": 1.0}
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Fact:
+    """One printed figure that needs no training.
+
+    Attributes:
+        id: `table/row/quantity`.
+        printed: As in the paper, with its unit: "101K", "0.09%", "0.643".
+        quantity: The function of `measuring.facts` that computes it.
+        given: That function's arguments.
+        cut: Whether the paper cut the last digits off where others round.
+        differs: Why the printed figure cannot be right, with the arithmetic; the test is then expected to fail.
+        note: What the paper leaves open, and what was decided.
+        paper: Folder's name; filled in.
+    """
+
+    id: str
+    printed: str
+    quantity: Literal["parameters", "percent", "noise_multiplier"]
+    given: dict[str, Any]
+    cut: bool = False
+    differs: str = ""
+    note: str = ""
+    paper: str = ""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(rf"[0-9]+(\.[0-9]+)?[{''.join(UNITS)}]?", self.printed):
+            units = ", ".join(UNITS)
+            raise ValueError(f"printed must be a number, then nothing or a unit ({units}), not {short(self.printed)}")
+
+    def __str__(self) -> str:
+        """The pytest id."""
+        return self.id.replace("/", "-")
+
+    @property
+    def path(self) -> str:
+        """Its id among those of all papers."""
+        return f"{self.paper}/{self.id}"
+
+    def agrees(self, value: float) -> bool:
+        """Whether a computed value, written as the paper writes, is what the paper prints."""
+        number, unit = (
+            (self.printed, 1.0) if self.printed[-1].isdigit() else (self.printed[:-1], UNITS[self.printed[-1]])
+        )
+        step = 10.0 ** -len(number.partition(".")[2])
+        over = value / unit - float(number)
+        return 0 <= over < step if self.cut else abs(over) <= step / 2
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Facts:
+    """The facts of one paper.
+
+    Attributes:
+        source: The paper.
+        defaults: Arguments common to all facts of that quantity.
+        facts: The figures.
+    """
+
+    source: str
+    defaults: dict[str, dict[str, Any]] = field(default_factory=dict)
+    facts: list[Fact]
+
+
+def facts(paper: str | None = None) -> list[Fact]:
+    """All facts, or those of one paper.
+
+    Raises:
+        ValueError: A file that does not hold facts; the message names it and the field.
+    """
+    found = []
+    for path in sorted(reader.FOLDER.glob(f"{paper or '*'}/facts.json")):
+        held: Facts = read(path, Facts)
+        unique(path, [fact.id for fact in held.facts])
+        for fact in held.facts:
+            given = merged(held.defaults.get(fact.quantity, {}), fact.given)
+            found.append(replace(fact, given=given, paper=path.parent.name))
+    return found

@@ -1,0 +1,55 @@
+"""The files in `expected/`: JSON read into the types that are their format, errors with file and field."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from peft_dp.spec import first
+from peft_dp.validate import short
+
+FOLDER = Path(__file__).parents[3] / "expected"
+
+
+def link(kind: type) -> str:
+    """What a file of that kind may hold in `$schema`: from there an editor learns what else it holds."""
+    return f"../{kind.__name__.lower()}.schema.json"
+
+
+def read(path: Path, kind: type) -> Any:
+    """Return what a JSON file holds, as that type.
+
+    Raises:
+        ValueError: It does not hold that; the message names the file and the first field that is wrong.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_pairs, parse_constant=_constant)
+        if isinstance(data, dict) and (found := data.pop("$schema", link(kind))) != link(kind):
+            raise ValueError(f"$schema must be {link(kind)!r}, not {short(found)}")
+        return TypeAdapter(kind).validate_json(json.dumps(data, allow_nan=False))
+    except ValidationError as error:
+        raise ValueError(f"{path}: {first(error)}") from None
+    except RecursionError:
+        raise ValueError(f"{path}: its objects and lists are nested too deep") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _pairs(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    unique("an object", [name for name, _ in pairs])
+    return dict(pairs)
+
+
+def _constant(text: str) -> float:
+    raise ValueError(f"{text} is not a number that JSON allows")
+
+
+def unique(where: object, names: Sequence[str]) -> None:
+    """Raise ValueError for a name that stands twice; `where` says in what."""
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise ValueError(f"{where} has {short(min(twice))} twice")

@@ -1,0 +1,45 @@
+"""The format of the files in `expected/`, written out for editors: `python -m peft_dp.schema` renews it.
+
+Each file names its schema in its first line, so that an editor completes and
+checks it without settings. The schemas follow from the types that read the
+files; nobody edits them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from peft_dp.suite.papers import reader
+from peft_dp.suite.papers.claim import Claims
+from peft_dp.suite.papers.fact import Facts
+from peft_dp.suite.papers.reader import link
+from peft_dp.suite.papers.recorded import Recorded
+from peft_dp.suite.papers.table import Table
+
+
+def schemas() -> dict[str, str]:
+    """Name of a file in `expected/` -> the JSON Schema that it is to hold, as text."""
+    kinds = (Table, Claims, Facts, Recorded)
+    return {link(kind).removeprefix("../"): json.dumps(_schema(kind), indent=1) + "\n" for kind in kinds}
+
+
+def _schema(kind: type) -> dict[str, Any]:
+    made = TypeAdapter(kind).json_schema()
+    for part in (made, *made["$defs"].values()):
+        # pydantic gives a class its whole docstring; editors show what stands beside each property.
+        says, _, attributes = part.get("description", "").partition("\n\nAttributes:\n")
+        for name, text in re.findall(r"^    (\w+): (.+(?:\n {8}.+)*)", attributes, re.MULTILINE):
+            part["properties"][name]["description"] = " ".join(text.split())
+        if says:
+            part["description"] = says
+    made["properties"] = {"$schema": {"const": link(kind)}} | made["properties"]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | made
+
+
+if __name__ == "__main__":
+    for name, text in schemas().items():
+        (reader.FOLDER / name).write_text(text, encoding="utf-8")

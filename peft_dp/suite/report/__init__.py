@@ -1,0 +1,1 @@
+"""Verdicts as a table, files and a page."""

@@ -1,0 +1,1 @@
+"""Records against what is expected of them."""

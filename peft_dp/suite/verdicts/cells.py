@@ -1,0 +1,351 @@
+"""Records against a cell: the verdict, with every number it rests on.
+
+The band of a score is a t prediction interval (`tolerance`): the test fails beyond that of 0.1 % (red), and says
+so beyond that of 5 % (amber). The spread is pooled over the rows of the same task, private and not apart; a
+recorded row that spreads more keeps its own. Half a step of the score's resolution is added.
+
+Why not "within one standard deviation": that fails a correct run every fourth time.
+
+Not shown to differ is not yet equal. A score is reproduced where it is proved to lie so near (two one-sided tests
+at 5 %) that another sample of dev examples would move it as far; else it is undecided, and more seeds decide it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import inf, nan, sqrt
+from statistics import NormalDist, fmean, variance
+from typing import Literal
+
+from peft_dp import tasks
+from peft_dp.records import Record
+from peft_dp.suite.papers.table import Cell, Expect
+from peft_dp.suite.verdicts.bands import (
+    AMBER,
+    COLLAPSED,
+    POSITIVE,
+    POWER,
+    RED,
+    Spread,
+    best_of,
+    joined,
+    of_runs,
+    pooled,
+    prior,
+    resolution,
+)
+
+Status = Literal["reproduced", "undecided", "amber", "differs", "known difference", "not run"]
+
+
+TIME = "epoch_seconds"
+
+
+ROUNDING = 1e-3
+"""Of a mean square of values in float32."""
+
+
+MARKS = {"reproduced": "ok   ", "undecided": "ok ? ", "amber": "amber", "differs": "OFF  "}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One quantity of one cell.
+
+    Attributes:
+        quantity: Its name.
+        expected: What the paper prints or the mean of what was recorded.
+        ours: Mean over our runs.
+        allowed: Largest difference that is no failure.
+        unusual: Smallest difference worth a word.
+        at_least: Whether only falling short counts.
+        unsure: How far the true difference may lie beyond the one seen, one-sided at 5 %.
+        margin: Difference within which the two count as equal.
+        band: The widths in words, how they came about, and what they can see.
+    """
+
+    quantity: str
+    expected: float
+    ours: float
+    allowed: float
+    unusual: float
+    at_least: bool = False
+    unsure: float = 0.0
+    margin: float = inf
+    band: str = ""
+
+    @property
+    def status(self) -> Status:
+        """Where our number lies."""
+        over = self.ours - self.expected
+        gap = -over if self.at_least else abs(over)
+        if not gap <= self.allowed:  # so that a gap that is not a number differs
+            return "differs"
+        if gap > self.unusual:
+            return "amber"
+        return "reproduced" if gap + self.unsure <= self.margin else "undecided"
+
+    def __str__(self) -> str:
+        return (
+            f"{MARKS[self.status]} {self.quantity}: expected {'at least ' * self.at_least}{self.expected:.6g}, "
+            f"ours {self.ours:.6g}, gap {self.ours - self.expected:+.3g}, "
+            + (self.band or f"allowed {self.allowed:.3g}")
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """A cell and what became of it.
+
+    Attributes:
+        cell: The cell.
+        records: Its runs, one a seed; empty where it did not run.
+        findings: One a quantity that something is expected of.
+        reason: Why it did not run, or why the difference is known.
+    """
+
+    cell: Cell
+    records: Sequence[Record] = ()
+    findings: Sequence[Finding] = ()
+    reason: str = ""
+
+    @property
+    def status(self) -> Status:
+        """The worst of the findings, undecided without any; a known difference where the row announces it."""
+        if not self.records:
+            return "not run"
+        found = {finding.status for finding in self.findings} or {"undecided"}
+        if "differs" in found:
+            return "known difference" if self.cell.row.differs else "differs"
+        return next((status for status in ("amber", "undecided") if status in found), "reproduced")
+
+    def finding(self, quantity: str) -> Finding | None:
+        """The first finding of a quantity; None where nothing is expected of it."""
+        return next((finding for finding in self.findings if finding.quantity == quantity), None)
+
+    def __str__(self) -> str:
+        """Every number, and the command that runs the cell again."""
+        lines = [f"{self.cell.id}: {self.status}", *map(str, self.findings)]
+        return "\n".join([*lines, f"again: peft-dp run {self.cell.id}"])
+
+
+def compare(cell: Cell, records: Sequence[Record]) -> Verdict:
+    """The verdict of a cell from its records, one a seed.
+
+    Raises:
+        ValueError: Nothing is expected of the cell, so no run could fail it.
+    """
+    scores = [record.values["score"] for record in records]
+    findings = [
+        _printed(name, expect, fmean(record.values[name] for record in records))
+        for name, expect in cell.expect.items()
+        if expect.asserted and name != "score"
+    ]
+    findings += [*judge_score(cell, scores), *_loss(cell, records), *_alarm(cell, scores)]
+    if not findings and not cell.expect:
+        raise ValueError(f"{cell.id} has no expectation: print one in its table or record one with `peft-dp bless`")
+    findings += [*_learnt(cell, records), *_noise(records)]
+    return Verdict(cell=cell, records=records, findings=findings, reason=cell.row.differs)
+
+
+def _printed(name: str, expect: Expect, ours: float) -> Finding:
+    return Finding(
+        quantity=name,
+        expected=expect.value,
+        ours=ours,
+        allowed=expect.within,
+        unusual=expect.within,
+        at_least=expect.at_least,
+    )
+
+
+def judge_score(cell: Cell, scores: Sequence[float]) -> list[Finding]:
+    """Our scores, one a seed, beside what the paper prints and what was recorded; the widths rest on how many."""
+    found = []
+    if (expect := cell.expect.get("score")) and expect.asserted:
+        spread = printed_spread(cell, scores)
+        best = best_of(expect.best_of) * spread.value if expect.best_of > 1 else 0.0
+        found.append(_within(cell, expect.value - best, expect.runs, spread, _step(cell) / 2, scores))
+    if theirs := cell.recorded.get(cell.row.id, {}).get(cell.task):
+        rounding = 50 / cell.spec.dev if cell.spec.dev else 0.05
+        spread = spread_over_seeds(cell, cell.recorded, theirs)
+        found.append(_within(cell, fmean(theirs), len(theirs), spread, rounding, scores))
+    return found
+
+
+def _within(
+    cell: Cell, expected: float, runs: int, spread: Spread, rounding: float, scores: Sequence[float]
+) -> Finding:
+    """Our mean score beside that of `runs` others, whose spread over seeds this is."""
+    ours = len(scores)
+    allowed, unusual, unsure = (spread.half_width(runs, ours, a) + rounding for a in (RED, AMBER, 2 * AMBER))
+    margin = resolution(*scoring(cell.task, cell.spec.dev, expected))
+    equal = min(margin - unsure, unusual)
+    reproduced = f"reproduced within {equal:.3g}" if equal >= 0 else "too few runs to be reproduced"
+    return Finding(
+        quantity="score",
+        expected=expected,
+        ours=fmean(scores),
+        allowed=allowed,
+        unusual=unusual,
+        unsure=unsure,
+        margin=margin,
+        band=f"{reproduced}, {_words(unusual, allowed, spread, runs, ours)}, rounding {rounding:.3g}; "
+        f"a loss of {spread.detectable(runs, ours):.3g} is seen with power {POWER:.0%}",
+    )
+
+
+def _words(unusual: float, allowed: float, spread: Spread, theirs: int, ours: int) -> str:
+    return (
+        f"amber beyond {unusual:.3g}, differs beyond {allowed:.3g}: spread {spread.value:.3g} over seeds, "
+        f"{spread.freedom} degrees of freedom, runs {theirs} there and {ours} here"
+    )
+
+
+def printed_spread(cell: Cell, scores: Sequence[float] = ()) -> Spread:
+    """The spread that a printed score is held to: that of its table's rows and of our runs; its own if far more."""
+    expect, theirs = cell.expect["score"], pooled(printed_spreads(cell))
+    if expect.std and expect.runs > 1 and (own := Spread(expect.std, expect.runs - 1)).collapsed(theirs):
+        return own
+    return with_ours(theirs, scores)
+
+
+def with_ours(theirs: Spread, scores: Sequence[float]) -> Spread:
+    """The spread of others with that of our runs, unless these collapsed: a broken run widens no band."""
+    return joined([theirs, *(own for own in _ours(scores) if not own.collapsed(theirs))])
+
+
+def printed_spreads(cell: Cell) -> list[Spread]:
+    """The spreads that the cell's table prints for its task; where there is none, what stands for one."""
+    found = [
+        Spread(expect.std, expect.runs - 1)
+        for row in cell.table.rows
+        if (expect := row.cells.get(cell.task, {}).get("score")) and expect.std and expect.runs > 1
+    ]
+    return found or [spread_assumed(cell, cell.expect["score"].value)]
+
+
+def spread_assumed(cell: Cell, score: float) -> Spread:
+    """What stands for the spread of a cell where none is printed."""
+    dev, privacy = (None, None) if cell.row.cited else (cell.spec.dev, cell.spec.privacy)
+    return prior(*scoring(cell.task, dev, score), private=privacy is not None)
+
+
+def scoring(task: str, dev: int | None, score: float) -> tuple[str, float, int, float]:
+    """What `prior` and `resolution` ask for: metric, score, number of dev examples, and their share of class 1.
+
+    Args:
+        task: Name of the task.
+        dev: Number of scored examples; None for all that the task has.
+        score: Times 100.
+    """
+    return tasks.find(task).metric, score, dev or tasks.dev_size(task), POSITIVE.get(task, 0.5)
+
+
+def _ours(scores: Sequence[float]) -> list[Spread]:
+    return [of_runs(scores)] if len(scores) > 1 and max(scores) > min(scores) else []
+
+
+def _step(cell: Cell) -> float:
+    """The step of the numbers that the table prints for the task: 0.1 for 85.8 and 90.0, 1 where all are whole."""
+    columns = [row.cells.get(cell.task, {}).get("score") for row in cell.table.rows]
+    return 10.0 ** -max(len(f"{expect.value:.10g}".partition(".")[2]) for expect in columns if expect)
+
+
+def _loss(cell: Cell, records: Sequence[Record]) -> list[Finding]:
+    """The last epoch's training loss: of thousands of examples, so it sees a wrong method before the score does.
+
+    Not that of a private run: it follows the noise, and now and then far further than a t interval allows.
+    """
+    theirs = cell.losses.get(cell.row.id, {}).get(cell.task)
+    if not theirs or cell.spec.privacy:
+        return []
+    spread, runs = spread_over_seeds(cell, cell.losses, theirs), (len(theirs), len(records))
+    unusual, allowed = (spread.half_width(*runs, chance) for chance in (AMBER, RED))
+    last = [epoch.loss for record in records for epoch in record.trail[-1:]]
+    ours = fmean(nan if loss is None else loss for loss in last) if last else nan
+    band = _words(unusual, allowed, spread, *runs)
+    return [Finding(quantity="loss", expected=fmean(theirs), ours=ours, allowed=allowed, unusual=unusual, band=band)]
+
+
+def _alarm(cell: Cell, scores: Sequence[float]) -> list[Finding]:
+    """Our spread, where it is larger than that of the others by more than chance explains: a run may have collapsed."""
+    theirs = cell.recorded.get(cell.row.id, {}).get(cell.task)
+    if theirs:
+        rest = spread_over_seeds(cell, cell.recorded, theirs)
+    elif "score" in cell.expect:
+        rest = printed_spread(cell)
+    else:
+        return []
+    listed = ", ".join(f"{score:.2f}" for score in scores)
+    band = f"more than chance explains (F test at {COLLAPSED:.1%}): has a run collapsed? Ours are {listed}"
+    return [
+        Finding(quantity="spread", expected=rest.value, ours=own.value, allowed=inf, unusual=0.0, band=band)
+        for own in _ours(scores)
+        if own.collapsed(rest)
+    ]
+
+
+def _learnt(cell: Cell, records: Sequence[Record]) -> list[Finding]:
+    """That a run learnt nothing, whatever its score: its loss is not finite, or every example gets the same answer.
+
+    The latter is amber where what is expected is no better, as far as the dev set can tell, and nothing where no score
+    is expected, as of a row that is there for its time.
+    """
+    found = []
+    if lost := [record.spec.seed for record in records if record.trail and record.trail[-1].loss is None]:
+        band = f"trained, but nothing learnt: the last epoch's loss is not finite with seed {_listed(lost)}"
+        share = 1 - len(lost) / len(records)
+        found.append(Finding(quantity="finite losses", expected=1.0, ours=share, allowed=0.0, unusual=0.0, band=band))
+    expected = [expect.value] if (expect := cell.expect.get("score")) and expect.asserted else []
+    expected += cell.recorded.get(cell.row.id, {}).get(cell.task, [])
+    mute = [record for record in records if record.values.get("answers") == 1]
+    if mute and expected:
+        seeds = _listed([record.spec.seed for record in mute])
+        band = f"trained, but nothing learnt: the score is that of always saying the same class, with seed {seeds}"
+        nothing = max(record.values["score"] - record.values["above_majority"] for record in mute)
+        allowed = inf if min(expected) <= nothing + resolution(*scoring(cell.task, cell.spec.dev, nothing)) else 0.0
+        found.append(Finding(quantity="answers", expected=2.0, ours=1.0, allowed=allowed, unusual=0.0, band=band))
+    return found
+
+
+def _noise(records: Sequence[Record]) -> list[Finding]:
+    """The noise that is seen in what private runs released, beside that of their ledgers.
+
+    The mean square of D values is that of the noise but for chance, by a relative standard deviation of sqrt(2 / D),
+    and for what the examples add: at most a clip each, so the square of a step's batch in all.
+    """
+    private = [(record.ledger, record.trail) for record in records if record.ledger]
+    epochs = [(epoch, epoch.noise) for _, trail in private for epoch in trail if epoch.noise is not None]
+    values = sum(epoch.released for epoch, _ in epochs)
+    if not values:
+        return []
+    expected = fmean(ledger["noise_multiplier"] for ledger, _ in private)
+    ours = sqrt(sum(epoch.released * noise * noise for epoch, noise in epochs) / values)
+    # Of what a step draws the square varies too, by its mean at most.
+    learnt = sum(epoch.examples * (epoch.examples / max(epoch.steps, 1) + 1) for epoch, _ in epochs)
+    sure = NormalDist().inv_cdf(1 - RED / 2)
+    chance = sure * sqrt(2 / values) + ROUNDING
+    below = expected * (1 - sqrt(max(0.0, 1 - chance - 2 * sure * sure / values)))
+    above = sqrt(expected * expected * (1 + chance) + (learnt + 2 * sure * expected * sqrt(learnt)) / values) - expected
+    allowed = below if ours < expected else above
+    band = f"differs beyond -{below:.3g} or +{above:.3g}, by {values:,} values that were released"
+    return [Finding(quantity="noise", expected=expected, ours=ours, allowed=allowed, unusual=allowed, band=band)]
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    return ", ".join(f"{seed}" for seed in seeds)
+
+
+def spread_over_seeds(cell: Cell, recorded: Mapping[str, Mapping[str, list[float]]], theirs: Sequence[float]) -> Spread:
+    """The spread over seeds of recorded scores or losses."""
+    private = {row.id: "privacy" in row.spec for row in cell.table.rows}
+    alike = [
+        tasks[cell.task]
+        for row, tasks in recorded.items()
+        if cell.task in tasks and private.get(row) == private[cell.row.id]
+    ]
+    freedom = sum(len(scores) - 1 for scores in alike)
+    square = sum((len(scores) - 1) * variance(scores) for scores in alike) / freedom
+    return Spread(max(sqrt(square), sqrt(variance(theirs))), freedom)

@@ -1,0 +1,88 @@
+"""A folder of records as verdicts: what a session prints, without running anything."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from peft_dp.records import Record, read
+from peft_dp.suite import papers
+from peft_dp.suite.verdicts.cells import Verdict, compare
+
+WHOLE = ("score", "epoch_seconds", "peak_bytes")
+"""Quantities that every run measures."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gathered:
+    """What a folder of records holds.
+
+    Attributes:
+        folder: The folder.
+        verdicts: One a cell that has records, in the order of the tables; a seed that ran more than once counts once,
+            as it ran last.
+        others: Records of what is no cell: rows on another backbone or task, or of tables since changed.
+        damaged: Files that are no records, each with what is wrong.
+    """
+
+    folder: Path
+    verdicts: Sequence[Verdict]
+    others: Sequence[Record]
+    damaged: Sequence[str]
+
+
+def gather(folder: Path) -> Gathered:
+    """Reads every record under a folder and holds it against its cell.
+
+    Raises:
+        ValueError: There is no such folder, or no record in it.
+    """
+    records, damaged = dated(folder)
+    alike = by_spec(list(records.values())).items()
+    runs = {digest: {record.spec.seed: record for record in some} for digest, some in alike}
+    verdicts = []
+    known = set()
+    for cell in papers.cells():
+        digest = cell.spec.seeded(0).digest
+        if of_cell := runs.get(digest):
+            known.add(digest)
+            verdicts.append(compare(cell, [of_cell[seed] for seed in sorted(of_cell)]))
+    others = [record for digest, seeds in runs.items() if digest not in known for record in seeds.values()]
+    return Gathered(folder=folder, verdicts=verdicts, others=others, damaged=damaged)
+
+
+def dated(folder: Path) -> tuple[dict[Path, Record], list[str]]:
+    """Every record under a folder with its file, the newest last; and what is wrong with files that are none.
+
+    Raises:
+        ValueError: There is no such folder, or no record in it.
+    """
+    if not os.path.isdir(folder):  # where `Path.is_dir` raises for a name that is too long
+        raise ValueError(f"{folder} is not a folder: give the one that a session named as its records")
+    records: dict[Path, Record] = {}
+    damaged: list[str] = []
+    for path in sorted(folder.rglob("*.json")):
+        try:
+            record = read(path)
+            if lacking := [name for name in WHOLE if name not in record.values | record.cost]:
+                raise ValueError(f"{path} is not the record of a whole run: it has no {lacking[0]}")
+            if min(record.cost.values()) <= 0:
+                raise ValueError(f"{path} is not the record of a whole run: it cost nothing")
+            records[path] = record
+        except ValueError as error:
+            damaged.append(str(error))
+    if not records:
+        whole = f", but {len(damaged)} damaged: {damaged[0]}" if damaged else ""
+        raise ValueError(f"{folder} holds no whole record{whole}")
+    return dict(sorted(records.items(), key=lambda one: str(one[1].environment.get("date", "")))), damaged
+
+
+def by_spec(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Digest of the spec of seed 0 -> its records, in their order."""
+    found: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        found[record.spec.seeded(0).digest].append(record)
+    return found

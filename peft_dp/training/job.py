@@ -1,0 +1,243 @@
+"""From a spec to a job: everything found, checked and put together; nothing trained yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from peft_dp import registry, rng, tasks
+from peft_dp.machine import Places
+from peft_dp.models.backbone import Backbone, load
+from peft_dp.models.batch import IGNORED, Batch, Encoded
+from peft_dp.models.family import Family
+from peft_dp.models.source import Random, Source, check_shape
+from peft_dp.models.tokens import encode
+from peft_dp.privacy.plan import Plan, calibrate
+from peft_dp.spec import Spec
+from peft_dp.tasks import Data, Kind, Task
+from peft_dp.validate import Missing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """What a spec names, found and checked, before any long work.
+
+    Attributes:
+        task: The task.
+        data: Its examples, cut to the spec's numbers.
+        files: The folder of the backbone's files, their hash checked; or a random draw in its shape.
+        weights_sha256: Hash of the weights, or "random".
+        family: Where the backbone's sites are.
+        config: The method's `Config`.
+        plan: Noise, clip, rate and steps.
+        device: "cpu" or "cuda".
+    """
+
+    task: Task
+    data: Data
+    files: Path | Random
+    weights_sha256: str
+    family: Family
+    config: Any
+    plan: Plan
+    device: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """The only thing that holds tensors: a model with its method installed, and what it learns from.
+
+    Attributes:
+        method: The method's module, for the hooks it may define.
+        config: Its `Config`.
+        packed: Whether examples share rows.
+        loss: Logits [B, C] and labels [B], or [B, T, C] and [B, T], to losses [B].
+    """
+
+    spec: Spec
+    task: Task
+    plan: Plan
+    method: ModuleType
+    config: Any
+    backbone: Backbone
+    train: Encoded
+    dev: Encoded
+    device: str
+    packed: bool
+    loss: Callable[[Tensor, Tensor], Tensor]
+
+    def cut(self, data: Encoded, indices: Sequence[int]) -> Iterator[list[int]]:
+        """Cuts a logical batch of training or dev examples into physical ones."""
+        return (data.split if self.packed else data.cut)(indices)
+
+    def batch(self, data: Encoded, indices: Sequence[int]) -> Batch:
+        """A physical batch."""
+        return (data.packed if self.packed else data.batch)(indices, self.device)
+
+    def losses(self, batch: Batch) -> Tensor:
+        """Loss of each example [B]."""
+        return self.loss(self.logits(batch), batch.labels)
+
+    def logits(self, batch: Batch) -> Tensor:
+        """As `Backbone.logits`, in the run's precision."""
+        if self.spec.precision == "fp32":
+            return self.backbone.logits(batch)
+        with torch.autocast(self.device, torch.bfloat16), _attention(self.device):
+            return self.backbone.logits(batch).float()
+
+
+@contextmanager
+def _attention(device: str) -> Iterator[None]:
+    """How attention in bfloat16 is computed.
+
+    On a GPU not by cuDNN, which prepares a kernel for each shape, and every batch has another number of rows; on a
+    CPU by plain matrix products: torch's fused kernel there is 10 times slower.
+    """
+    if device != "cpu":
+        with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+            yield
+        return
+    flags = torch.backends.cuda  # which holds this one for a CPU too
+    before = flags.fp16_bf16_reduction_math_sdp_allowed()  # type: ignore[no-untyped-call]
+    flags.allow_fp16_bf16_reduction_math_sdp(True)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        flags.allow_fp16_bf16_reduction_math_sdp(before)
+
+
+def gather(spec: Spec, places: Places) -> Sources:
+    """Finds and checks all that a spec names, cheapest first.
+
+    Raises:
+        ValueError: An unknown name, a setting the method does not have, a damaged file, a batch larger than the data.
+        Missing: Data, weights or a device that this machine lacks.
+    """
+    method = registry.load("methods", spec.method)
+    backbone = registry.load("backbones", spec.backbone)
+    task = tasks.find(spec.task)
+    try:
+        config = method.Config(**spec.config)
+    except TypeError as error:
+        raise ValueError(f"method {spec.method!r}: {str(error).removeprefix('Config.__init__() ')}") from None
+    if (task.kind == "tokens") != (spec.readout == "tokens"):
+        need = "the readout 'tokens'" if task.kind == "tokens" else "a readout other than 'tokens'"
+        raise ValueError(f"task {spec.task!r} needs {need}, not {spec.readout!r}: take a row for such tasks")
+    device = _device(spec, places.device)
+    data = _data(spec.task, places.data).subset(spec.train, spec.dev)
+    plan = calibrate(spec, len(data.train))
+    files, sha256 = _weights(spec, backbone, places.backbones)
+    return Sources(
+        task=task,
+        data=data,
+        files=files,
+        weights_sha256=sha256,
+        family=backbone.FAMILY,
+        config=config,
+        plan=plan,
+        device=device,
+    )
+
+
+def _weights(spec: Spec, backbone: ModuleType, folder: Path | None) -> tuple[Path | Random, str]:
+    if spec.weights == "random":
+        return Random(spec.backbone), "random"
+    source: Source = backbone.SOURCE
+    files, sha256 = source.locate(folder)
+    # A smaller model of the same family may stand for it but in a row of a paper.
+    names = backbone.CONFIG if spec.budget == "paper" else ["model_type"]
+    check_shape(files, {name: backbone.CONFIG[name] for name in names})
+    return files, sha256
+
+
+@cache
+def _data(name: str, folder: Path | None) -> Data:
+    return tasks.load(name, folder)
+
+
+def _device(spec: Spec, asked: str) -> str:
+    if asked == "auto" and spec.budget != "paper":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if asked == "cpu":
+        return "cpu"
+    if not torch.cuda.is_available():
+        why = "the paper budget needs a GPU" if asked == "auto" else "device 'cuda' was asked for"
+        raise Missing(f"{why}, but torch {torch.__version__} sees no CUDA device: run it where nvidia-smi lists one")
+    return "cuda"
+
+
+def build(spec: Spec, sources: Sources) -> Job:
+    """Loads the backbone, gives it a head and installs the method."""
+    draw = rng.generator(spec.seed, "initialisation")
+    backbone = load(
+        sources.files,
+        sources.family,
+        outputs=sources.task.outputs,
+        head=spec.head,
+        readout=spec.readout,
+        dropout=spec.dropout,
+        rng=draw,
+    )
+    backbone.freeze()
+    method = registry.load("methods", spec.method)
+    method.install(backbone, sources.config, draw)
+    backbone.to(sources.device)
+    train, dev = _encoded(sources.data, sources.task, sources.files, spec.max_length, spec.readout)
+    return Job(
+        spec=spec,
+        task=sources.task,
+        plan=sources.plan,
+        method=method,
+        config=sources.config,
+        backbone=backbone,
+        train=train,
+        dev=dev,
+        device=sources.device,
+        packed=backbone.packs,
+        loss=_LOSSES[sources.task.kind],
+    )
+
+
+@lru_cache(maxsize=2)
+def _encoded(data: Data, task: Task, files: Path | Random, max_length: int, readout: str) -> tuple[Encoded, Encoded]:
+    """The training and the dev examples, tokenised once for all seeds and methods that follow one another."""
+    train, dev = (encode(split, task, files, max_length, readout) for split in (data.train, data.dev))
+    return train, dev
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Losses [B] of logits [B, C] and class indices [B]."""
+    return functional.cross_entropy(logits, labels, reduction="none")
+
+
+def square_error(logits: Tensor, labels: Tensor) -> Tensor:
+    """Losses [B] of outputs [B, 1] and scores [B]."""
+    return (logits.squeeze(-1) - labels).square()
+
+
+def mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Losses [B] of logits [B, T, C] and tags [B, T]: the mean over an example's own tagged tokens.
+
+    Why not the mean over all tagged tokens of a batch, as transformers has it: an
+    example's loss, and so its clipped gradient, would depend on the other examples.
+    """
+    losses = functional.cross_entropy(logits.mT, labels, ignore_index=IGNORED, reduction="none")
+    return losses.sum(1) / (labels != IGNORED).sum(1).clamp(min=1)
+
+
+_LOSSES: dict[Kind, Callable[[Tensor, Tensor], Tensor]] = {
+    "classification": cross_entropy,
+    "regression": square_error,
+    "tokens": mean_cross_entropy,
+}
