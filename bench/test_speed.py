@@ -115,14 +115,14 @@ def growth_table(at_end):
 @pytest.fixture
 def job(request):
     """Builds a job of a spec, by the options of the session; arguments replace the spec's fields."""
-    from peft_dp.training.job import build, gather
+    from peft_dp.training.job import build, find_sources
 
     options = request.config.option
     places = Places(data=options.peft_data, backbones=options.peft_backbones, device=options.peft_device)
 
     def make(spec, **fields):
         made = replace(spec, **fields)
-        return build(made, gather(made, places))
+        return build(made, find_sources(made, places))
 
     return make
 

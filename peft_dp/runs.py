@@ -21,7 +21,7 @@ from peft_dp.records import Record, Records, key
 from peft_dp.spec import Spec
 from peft_dp.training import fleet as together
 from peft_dp.training.checkpoint import Checkpoint
-from peft_dp.training.job import Job, Sources, build, gather
+from peft_dp.training.job import Job, Sources, build, find_sources
 from peft_dp.training.loop import Trained, fit
 
 
@@ -89,7 +89,7 @@ def runs(
     return [found[one.key] for one in asked]
 
 
-def recorded(specs: Sequence[Spec], places: Places, records: Records) -> bool:
+def all_recorded(specs: Sequence[Spec], places: Places, records: Records) -> bool:
     """Whether each spec has its record; nothing trains.
 
     Raises:
@@ -119,7 +119,7 @@ def _checkpoint(records: Records, spec: Spec, key: str) -> Checkpoint:
 
 
 def _wanted(spec: Spec, places: Places) -> Wanted:
-    sources = gather(spec, places)
+    sources = find_sources(spec, places)
     hashes = {"data": sources.data.sha256, "weights": sources.weights_sha256, "code": code.sha256(spec)}
     return Wanted(spec, sources, key(spec, hashes, versions(), sources.device), hashes)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import torch
 from peft_dp.machine import Places
 from peft_dp.spec import Optimiser, Spec
 from peft_dp.suite.papers import reader, table
+from peft_dp.training.job import Job, build, find_sources
 
 # Models here are so small that a second thread costs more than it gives; what tests start heeds the variable.
 torch.set_num_threads(1)
@@ -81,5 +83,18 @@ def spec() -> Callable[..., Spec]:
             "max_length": 24,
         }
         return Spec(**(small | fields))  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.fixture
+def job(spec: Callable[..., Spec], places: Places) -> Callable[..., Job]:
+    """Build a job of the tiny BERT in float64 without dropout; arguments replace the spec's fields."""
+
+    def make(**fields: Any) -> Job:
+        made = spec(**({"dropout": False} | fields))
+        found = build(made, find_sources(made, places))
+        found.backbone.model.double().train()
+        return found
 
     return make

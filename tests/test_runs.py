@@ -12,12 +12,11 @@ import pytest
 import peft_dp
 from peft_dp import Places, Record, Spec
 from peft_dp.measuring import scores
-from peft_dp.measuring import scores as before
 from peft_dp.records import Records
 from peft_dp.runs import ledger, runs
 from peft_dp.spec import Privacy
 from peft_dp.training.fleet import sharing
-from peft_dp.training.job import Job, Sources, build, gather
+from peft_dp.training.job import Job, Sources, build, find_sources
 from peft_dp.training.loop import Trained
 from peft_dp.training.trail import Epoch
 
@@ -47,16 +46,14 @@ def test_another_seed(spec: Make, places: Places, privacy: Privacy | None) -> No
 
     assert first.key != second.key
     assert [epoch.loss for epoch in first.trail] != [epoch.loss for epoch in second.trail]
-    assert {name: first.values[name] for name in before.__all__} == {
-        name: second.values[name] for name in before.__all__
-    }
+    assert {name: first.values[name] for name in scores.KNOWN} == {name: second.values[name] for name in scores.KNOWN}
 
 
 def test_record(spec: Make, places: Places) -> None:
     """A record holds every quantity a row may ask for, an entry an epoch, and what it was made from."""
     record = peft_dp.run(spec(train=20), places)
 
-    assert {*before.__all__, *scores.__all__} == set(record.values)
+    assert {*scores.KNOWN, *scores.TRAINED} == set(record.values)
     assert [(20, 3), (20, 3)] == [(epoch.examples, epoch.steps) for epoch in record.trail]
     assert {"data", "weights", "code"} == set(record.sources)
     assert record.environment["device"] == "cpu"
@@ -107,7 +104,7 @@ def test_clipped(private: Record) -> None:
 def test_shuffling_is_no_guarantee(spec: Make, places: Places, sampling: Any, matches: bool) -> None:
     """A ledger says that the epsilon of shuffled batches does not hold."""
     run = spec(privacy=PRIVACY)
-    job = build(run, gather(run, places))
+    job = build(run, find_sources(run, places))
     epoch = Epoch(loss=0.0, clipped=0.5, examples=24, tokens=99, steps=3, seconds=1.0)
     found = ledger(replace(job, plan=replace(job.plan, sampling=sampling)), Trained([epoch], 0))
 
@@ -201,7 +198,7 @@ def test_seeds_together(spec: Make, places: Places, tmp_path: Path, monkeypatch:
 
 def test_frozen_values_are_held_once(spec: Make, places: Places) -> None:
     """Jobs that train together hold the frozen model once."""
-    first, other = (build(s, gather(s, places)) for s in (spec(seed=0), spec(seed=1)))
+    first, other = (build(s, find_sources(s, places)) for s in (spec(seed=0), spec(seed=1)))
     sharing(first, other)
     values = dict(first.backbone.model.named_parameters())
     for name, parameter in other.backbone.model.named_parameters():

@@ -21,7 +21,7 @@ from peft_dp.models import source
 from peft_dp.records import Records, read
 from peft_dp.tasks import glue
 from peft_dp.training import job
-from peft_dp.training.job import build, gather
+from peft_dp.training.job import build, find_sources
 
 Make = Callable[..., Spec]
 
@@ -140,7 +140,7 @@ def test_remote_code(head: str, model: Path, spec: Make, monkeypatch: pytest.Mon
     mark = put_canary(model)
     monkeypatch.setattr("builtins.input", lambda *words: pytest.fail("a question was asked"))
     made = spec(head=head)
-    built = build(made, gather(made, at(model)))
+    built = build(made, find_sources(made, at(model)))
 
     assert type(built.backbone.encoder).__module__.startswith("transformers.")
     assert not mark.exists()
@@ -151,7 +151,7 @@ def test_remote_code_of_an_unknown_kind(model: Path, spec: Make) -> None:
     mark = put_canary(model)
     edit(model / "config.json", model_type="canary")
     with pytest.raises(ValueError) as caught:
-        gather(spec(), at(model))
+        find_sources(spec(), at(model))
 
     said = f"{model / 'config.json'} has model_type 'canary', but the backbone has 'bert': give the backbone's files"
     assert said == str(caught.value)
@@ -162,16 +162,16 @@ def test_adapter_beside_a_model(model: Path, spec: Make) -> None:
     """An adapter's file in the folder, by which transformers loads another model, is refused."""
     (model / "adapter_config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"holds adapter_config.json, which is no part of google-bert/bert-base-cased"):
-        gather(spec(), at(model))
+        find_sources(spec(), at(model))
 
 
 def test_pickled_weights(model: Path, spec: Make) -> None:
     """Weights in a pickle are not taken where the safetensors are missing, nor opened where they are there."""
     torch.save({}, model / "pytorch_model.bin")
-    build(spec(), gather(spec(), at(model)))
+    build(spec(), find_sources(spec(), at(model)))
     (model / "model.safetensors").unlink()
     with pytest.raises(peft_dp.validate.Missing, match=re.escape("model.safetensors is missing")):
-        gather(spec(), at(model))
+        find_sources(spec(), at(model))
 
 
 def test_flipped_bit(model: Path, spec: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,13 +180,13 @@ def test_flipped_bit(model: Path, spec: Make, monkeypatch: pytest.MonkeyPatch) -
     module = registry.load("backbones", "bert")
     pinned = source.file_sha256(file, 0)
     monkeypatch.setattr(module, "SOURCE", replace(module.SOURCE, sha256=pinned))
-    assert gather(spec(), at(model)).weights_sha256 == pinned
+    assert find_sources(spec(), at(model)).weights_sha256 == pinned
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
     monkeypatch.setattr(job, "load", lambda *_, **__: pytest.fail("it was loaded"))
     with pytest.raises(ValueError, match="fetch the file again"):
-        build(spec(), gather(spec(), at(model)))
+        build(spec(), find_sources(spec(), at(model)))
 
 
 def test_data_is_pinned() -> None:
@@ -231,7 +231,7 @@ def test_other_shape(field: str, value: object, model: Path, spec: Make, monkeyp
     published = registry.load("backbones", "bert").CONFIG
     edit(model / "config.json", **(published | {field: value}))
     with pytest.raises(ValueError) as caught:
-        gather(spec(budget="paper"), at(model))
+        find_sources(spec(budget="paper"), at(model))
 
     difference = f"{field} {value!r}, but the backbone has {published[field]!r}: give the backbone's files"
     assert f"{model / 'config.json'} has {difference}" == str(caught.value)
@@ -239,11 +239,11 @@ def test_other_shape(field: str, value: object, model: Path, spec: Make, monkeyp
 
 def test_right_shape(model: Path, spec: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes that shape; smaller budgets take any of the same family."""
-    assert gather(spec(), at(model))
+    assert find_sources(spec(), at(model))
     monkeypatch.setattr(job, "_device", lambda *_: "cpu")
     edit(model / "config.json", **registry.load("backbones", "bert").CONFIG)
 
-    assert gather(spec(budget="paper"), at(model))
+    assert find_sources(spec(budget="paper"), at(model))
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b"[" * 100_000, b'{"model_type": '])
@@ -251,4 +251,4 @@ def test_damaged_shape(content: bytes, model: Path, spec: Make) -> None:
     """A config.json that holds no object is refused by name."""
     (model / "config.json").write_bytes(content)
     with pytest.raises(ValueError, match=re.escape(f"{model / 'config.json'} is not a JSON object")):
-        gather(spec(), at(model))
+        find_sources(spec(), at(model))

@@ -117,7 +117,7 @@ def _attention(device: str) -> Iterator[None]:
         flags.allow_fp16_bf16_reduction_math_sdp(before)
 
 
-def gather(spec: Spec, places: Places) -> Sources:
+def find_sources(spec: Spec, places: Places) -> Sources:
     """Finds and checks all that a spec names, cheapest first.
 
     Raises:

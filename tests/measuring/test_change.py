@@ -10,7 +10,7 @@ import torch
 from peft_dp import Places, Spec
 from peft_dp.measuring.change import moved, vectors
 from peft_dp.spec import Optimiser
-from peft_dp.training.job import Job, build, gather
+from peft_dp.training.job import Job, build, find_sources
 from peft_dp.training.loop import fit
 
 Make = Callable[..., Spec]
@@ -22,7 +22,7 @@ def make(spec: Make, places: Places) -> Callable[..., Job]:
 
     def built(**fields: object) -> Job:
         run = spec(optimiser=Optimiser(rate=0.01), **fields)
-        return build(run, gather(run, places))
+        return build(run, find_sources(run, places))
 
     return built
 

@@ -10,7 +10,7 @@ import torch
 from peft_dp import Places, Spec
 from peft_dp.measuring import cost
 from peft_dp.spec import Privacy
-from peft_dp.training.job import Job, build, gather
+from peft_dp.training.job import Job, build, find_sources
 
 Make = Callable[..., Spec]
 
@@ -21,7 +21,7 @@ def job(spec: Make, places: Places) -> Callable[..., Job]:
 
     def make(**fields: object) -> Job:
         made = spec(**({"batch": 24} | fields))
-        return build(made, gather(made, places))
+        return build(made, find_sources(made, places))
 
     return make
 

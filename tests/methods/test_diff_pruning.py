@@ -12,7 +12,7 @@ from peft_dp import Places
 from peft_dp.backbones import distilbert
 from peft_dp.methods import diff_pruning
 from peft_dp.models.backbone import Backbone
-from peft_dp.training.job import Job, build, gather
+from peft_dp.training.job import Job, build, find_sources
 from peft_dp.training.loop import fit
 
 from ..gradients import clipped_sum
@@ -21,7 +21,7 @@ from ..gradients import clipped_sum
 def job(spec: Any, places: Places, **config: Any) -> Job:
     """A job of the method."""
     made = spec(method="diff_pruning", config={"gated_epochs": 1} | config, dropout=False)
-    return build(made, gather(made, places))
+    return build(made, find_sources(made, places))
 
 
 def gated(job: Job) -> list[Any]:
@@ -44,7 +44,7 @@ def stirred(job: Job) -> list[Tensor]:
 def test_starts_as_pretrained(spec: Any, places: Places) -> None:
     """At the start the logits are those of the backbone without the method."""
     bare = spec(method="head", dropout=False)
-    models = [job(spec, places), build(bare, gather(bare, places))]
+    models = [job(spec, places), build(bare, find_sources(bare, places))]
     logits = []
     for made in models:
         made.backbone.model.eval()
@@ -114,7 +114,7 @@ def test_stage_2_starts_from_the_largest(spec: Any, places: Places, keep: float)
     made = job(spec, places, keep=keep)
     shifts = torch.cat([shift.flatten() for shift in stirred(made)]).abs()
     w = torch.cat([module.w.detach().flatten() for module in gated(made)])
-    untouched = build(made.spec, gather(made.spec, places))
+    untouched = build(made.spec, find_sources(made.spec, places))
     before = torch.cat([site.parametrizations.weight.original.flatten() for site in sites(untouched)])
     list(diff_pruning.phases(made.backbone, made.config, 2))
     after = torch.cat([site.weight.detach().flatten() for site in sites(made)])

@@ -11,13 +11,13 @@ from peft_dp import Places, Spec
 from peft_dp.backbones import distilbert
 from peft_dp.methods import gradual
 from peft_dp.models.backbone import Backbone
-from peft_dp.training.job import Job, build, gather
+from peft_dp.training.job import Job, build, find_sources
 
 
 def job(spec: Any, places: Places, stages: list[list[int]], **fields: Any) -> Job:
     """A job of the method."""
     made: Spec = spec(method="gradual", config={"stages": stages}, **fields)
-    return build(made, gather(made, places))
+    return build(made, find_sources(made, places))
 
 
 @pytest.mark.parametrize("head", ["linear", "stock"])

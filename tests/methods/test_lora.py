@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from peft_dp import Places, Spec, registry
 from peft_dp.methods.lora import SITES, Branch, Config, install
 from peft_dp.models.attach import attach, view
-from peft_dp.training.job import Job, build, gather
+from peft_dp.training.job import Job, build, find_sources
 
 Make = Callable[..., Spec]
 
@@ -28,7 +28,7 @@ def meta(backbone: str, *, outputs: int) -> nn.Module:
 
 def moved(spec: Spec, places: Places) -> Job:
     """A job whose trained values have left their start, in float64 and evaluation."""
-    job = build(spec, gather(spec, places))
+    job = build(spec, find_sources(spec, places))
     job.backbone.model.double().eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -87,7 +87,7 @@ def test_equals_peft(spec: Make, places: Places, sites: tuple[str, ...]) -> None
 def test_start(spec: Make, places: Places) -> None:
     """The logits are the pretrained model's at first; A is as wide as Kaiming's law says, B is 0."""
     specs = spec(method="head"), spec(method="lora", config={"rank": 64, "alpha": 8})
-    job, other = (build(made, gather(made, places)) for made in specs)
+    job, other = (build(made, find_sources(made, places)) for made in specs)
     plain, ours, batch = job.backbone, other.backbone, job.train.batch([0, 1], "cpu")
     plain.model.eval(), ours.model.eval()
     values = ours.trained()

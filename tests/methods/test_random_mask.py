@@ -14,7 +14,7 @@ from peft_dp.methods.random_mask import Config, install
 from peft_dp.models.attach import view
 from peft_dp.models.backbone import Backbone
 from peft_dp.spec import Privacy
-from peft_dp.training.job import build, gather
+from peft_dp.training.job import build, find_sources
 from peft_dp.training.loop import fit
 
 Make = Callable[..., Spec]
@@ -123,7 +123,7 @@ def test_same_seed_same_masks(config: dict[str, Any]) -> None:
 def test_nothing_else_trains(spec: Make, places: Places, config: dict[str, Any], privacy: Privacy | None) -> None:
     """Training moves what the masks let through, and only that."""
     made = spec(method="random_mask", config=config, head="stock", privacy=privacy)
-    job = build(made, gather(made, places))
+    job = build(made, find_sources(made, places))
     before = {name: p.detach().clone() for name, p in job.backbone.model.named_parameters()}
     fit(job)
     moved = {name: p != before[name] for name, p in job.backbone.model.named_parameters()}

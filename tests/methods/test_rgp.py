@@ -17,7 +17,7 @@ from peft_dp.methods import rgp
 from peft_dp.models.backbone import Backbone
 from peft_dp.runs import ledger
 from peft_dp.spec import Optimiser, Privacy
-from peft_dp.training.job import Job, build, gather
+from peft_dp.training.job import Job, build, find_sources
 from peft_dp.training.loop import Tally, fit, noised_mean
 
 from ..gradients import clipped_sum
@@ -33,7 +33,7 @@ def job(spec: Callable[..., Spec], places: Places) -> Make:
 
     def make(fields: dict[str, Any] | None = None, **config: Any) -> Job:
         made = spec(**({"method": "rgp", "config": {"rank": 2} | config, "dropout": False} | (fields or {})))
-        return build(made, gather(made, places))
+        return build(made, find_sources(made, places))
 
     return make
 

@@ -8,13 +8,13 @@ import pytest
 
 from peft_dp import Places
 from peft_dp.methods import two_phase
-from peft_dp.training.job import Job, build, gather
+from peft_dp.training.job import Job, build, find_sources
 
 
 def job(spec: Any, places: Places, method: str, **fields: Any) -> Job:
     """A job of a method."""
     made = spec(method=method, **fields)
-    return build(made, gather(made, places))
+    return build(made, find_sources(made, places))
 
 
 @pytest.mark.parametrize("head", ["linear", "stock"])

@@ -14,7 +14,7 @@ from peft_dp import Places, Spec, tasks
 from peft_dp.models.batch import Encoded
 from peft_dp.models.tokens import encode
 from peft_dp.tasks import Example
-from peft_dp.training.job import Job, build, gather
+from peft_dp.training.job import Job, build, find_sources
 
 from ..gradients import per_example_gradients
 
@@ -89,7 +89,7 @@ def test_cut_away(folder: Path) -> None:
 def made(spec: Callable[..., Spec], places: Places, **fields: object) -> Job:
     """A job with the mask read-out, without dropout, in float64."""
     wanted = spec(readout="mask", dropout=False, **fields)
-    job = build(wanted, gather(wanted, places))
+    job = build(wanted, find_sources(wanted, places))
     job.backbone.model.double()
     return job
 

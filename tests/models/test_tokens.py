@@ -20,7 +20,7 @@ from peft_dp.models.batch import IGNORED, Encoded
 from peft_dp.models.tokens import encode
 from peft_dp.spec import Privacy
 from peft_dp.tasks import Example, conll
-from peft_dp.training.job import Job, build, gather, mean_cross_entropy
+from peft_dp.training.job import Job, build, find_sources, mean_cross_entropy
 from peft_dp.training.loop import fit
 
 from ..gradients import clipped_sum, per_example_gradients
@@ -43,7 +43,7 @@ def job(tokens: Make, places: Places) -> Callable[..., Job]:
     """Builds a job on tagged sentences; arguments replace the spec's fields."""
 
     def make(**fields: object) -> Job:
-        return build(tokens(**fields), gather(tokens(**fields), places))
+        return build(tokens(**fields), find_sources(tokens(**fields), places))
 
     return make
 
@@ -135,7 +135,7 @@ def test_head(job: Callable[..., Job], head: str) -> None:
 def test_readout(tokens: Make, places: Places, task: str, readout: str, message: str) -> None:
     """A task and a read-out that do not go together are refused."""
     with pytest.raises(ValueError) as caught:
-        gather(tokens(task=task, readout=readout), places)
+        find_sources(tokens(task=task, readout=readout), places)
 
     assert message == str(caught.value)
 

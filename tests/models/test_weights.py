@@ -19,7 +19,7 @@ from peft_dp.models.source import Random
 from peft_dp.models.tokens import encode
 from peft_dp.suite import papers
 from peft_dp.suite.papers.table import Cell
-from peft_dp.training.job import Job, build, gather
+from peft_dp.training.job import Job, build, find_sources
 
 Make = Callable[..., Spec]
 BACKBONES = ("roberta", "roberta_large", "distilbert")
@@ -59,7 +59,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("at_hand", CELLS, ids=lambda cell: cell.id)
 def test_every_cell_is_at_hand(at_hand: Cell) -> None:
     """What a cell of random weights names is found on a machine with no data, no weights and no hub."""
-    sources = gather(at_hand.spec, NOWHERE)
+    sources = find_sources(at_hand.spec, NOWHERE)
 
     assert (at_hand.spec.train, "random") == (len(sources.data.train), sources.weights_sha256)
 
@@ -85,7 +85,7 @@ def job(spec: Make, small: None) -> Callable[..., Job]:
 
     def make(**fields: object) -> Job:
         made = spec(**({"backbone": "roberta", "task": "qnli-lengths", "weights": "random"} | fields))
-        return build(made, gather(made, NOWHERE))
+        return build(made, find_sources(made, NOWHERE))
 
     return make
 

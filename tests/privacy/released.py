@@ -77,7 +77,7 @@ def made(
     config = json.loads(json.dumps(asdict(registry.load("methods", method).EXAMPLE)))
     sgd = Optimiser(name="sgd", rate=0.5, schedule="constant")
     asked = spec(method=method, config=config, dropout=False, optimiser=sgd, batch=EXPECTED, max_length=length)
-    job = jobs.build(asked, jobs.gather(asked, places))
+    job = jobs.build(asked, jobs.find_sources(asked, places))
     job.backbone.model.to(dtype).train()
     _move(job.backbone.model.parameters(), 0.3)
     plan: dict[str, Any] = {"clip": 1.0, "clipping": clipping, "noise_multiplier": noise}

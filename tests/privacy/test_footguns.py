@@ -30,7 +30,7 @@ from peft_dp.privacy.plan import Plan, private_plan, spent
 from peft_dp.runs import ledger
 from peft_dp.spec import Optimiser, Privacy, from_json, to_json
 from peft_dp.training import loop
-from peft_dp.training.job import Job, build, gather
+from peft_dp.training.job import Job, build, find_sources
 from peft_dp.training.loop import Tally, fit, noised_mean
 from peft_dp.validate import Missing
 
@@ -138,7 +138,7 @@ def job(spec: Callable[..., Spec], places: Places) -> Callable[..., Job]:
     def make(method: str = "bitfit", **fields: Any) -> Job:
         config = fields.pop("config", asdict(registry.load("methods", method).EXAMPLE))
         made = spec(method=method, config=json.loads(json.dumps(config)), **({"dropout": False} | fields))
-        return build(made, gather(made, places))
+        return build(made, find_sources(made, places))
 
     return make
 

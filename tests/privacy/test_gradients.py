@@ -21,7 +21,7 @@ from peft_dp.models.batch import IGNORED, Encoded
 from peft_dp.privacy.gradients import GAMMA, Recorded, passes, record, zeros
 from peft_dp.privacy.per_example import Each, Product
 from peft_dp.suite import papers
-from peft_dp.training.job import build, cross_entropy, gather, mean_cross_entropy, square_error
+from peft_dp.training.job import build, cross_entropy, find_sources, mean_cross_entropy, square_error
 
 from ..gradients import clipped_sum, per_example_gradients
 
@@ -232,7 +232,7 @@ def test_ghost_norms(method: str, lengths: tuple[int, ...]) -> None:
 def test_ghost_norms_of_real_weights() -> None:
     """On MiniLM's own weights a norm in float32 is never too short, and little too long, so that few are cut more."""
     spec = papers.find("embedded/smoke/full-dp/sentiment").spec
-    job = build(spec, gather(spec, Places(device="cpu")))
+    job = build(spec, find_sources(spec, Places(device="cpu")))
     batch = job.batch(job.train, range(24))
     short, whole = (
         norms(record(job.backbone.model.to(dtype), lambda: job.losses(batch), 24)).double()
@@ -414,7 +414,7 @@ def test_job(spec: Callable[..., Spec], places: Places, method: str) -> None:
     """A job's gradients and clipped sum are those of its examples passed alone, a linear head reading the mean."""
     config = json.loads(json.dumps(asdict(registry.load("methods", method).EXAMPLE)))
     made = spec(method=method, config=config, task="inference", readout="mean", dropout=False)
-    job = build(made, gather(made, places))
+    job = build(made, find_sources(made, places))
     job.backbone.model.double().train()
     case = Case(job.backbone, job.train, job.loss)
     each, batch = case.loop(), job.train.batch(case.all, "cpu")

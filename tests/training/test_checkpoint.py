@@ -29,7 +29,7 @@ from peft_dp.runs import ledger, runs
 from peft_dp.spec import Optimiser, Privacy
 from peft_dp.training import checkpoint as checkpoints
 from peft_dp.training.checkpoint import Checkpoint, State, Stopped
-from peft_dp.training.job import Job, build, gather
+from peft_dp.training.job import Job, build, find_sources
 from peft_dp.training.loop import Trained, fit
 
 Make = Callable[..., Spec]
@@ -70,7 +70,7 @@ def job(spec: Make, places: Places) -> Jobs:
     def make(method: str = "bitfit", **fields: Any) -> Job:
         config = json.loads(json.dumps(asdict(registry.load("methods", method).EXAMPLE)))
         made = spec(**({"method": method, "config": config} | fields))
-        found = build(made, gather(made, places))
+        found = build(made, find_sources(made, places))
         assert found.plan.steps == STEPS
         return found
 
@@ -412,8 +412,9 @@ from functools import partial
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from peft_dp import Places, expected, reproduce
+from peft_dp import Places, runs
 from peft_dp.records import Records
+from peft_dp.suite import papers
 from peft_dp.training.checkpoint import Checkpoint
 
 class Announced(Checkpoint):
@@ -423,8 +424,8 @@ class Announced(Checkpoint):
         return entered
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
-reproduce.Checkpoint = partial(Announced, every=every)
-reproduce.run(expected.find(cell).spec, Places(device="cpu"), Records(Path(folder)))
+runs.Checkpoint = partial(Announced, every=every)
+runs.run(papers.find(cell).spec, Places(device="cpu"), Records(Path(folder)))
 """
 """Runs a cell and says when its training begins."""
 

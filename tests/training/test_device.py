@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from peft_dp import Places, Spec, registry, rng
 from peft_dp.measuring.scores import predictions
 from peft_dp.spec import Privacy
-from peft_dp.training.job import Job, build, gather
+from peft_dp.training.job import Job, build, find_sources
 from peft_dp.training.loop import Tally, fit, noised_mean
 from peft_dp.validate import Missing
 
@@ -38,7 +38,7 @@ def job(spec: Callable[..., Spec], places: Places) -> Callable[..., Job]:
     def make(place: str, method: str, **fields: Any) -> Job:
         config = json.loads(json.dumps(asdict(registry.load("methods", method).EXAMPLE)))
         made = spec(**({"method": method, "config": config, "dropout": False, "train": 16, "dev": 8} | fields))
-        return build(made, gather(made, replace(places, device=place)))
+        return build(made, find_sources(made, replace(places, device=place)))
 
     return make
 

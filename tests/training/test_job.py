@@ -13,7 +13,7 @@ import torch
 
 from peft_dp import Places, Spec, registry, tasks
 from peft_dp.spec import Privacy
-from peft_dp.training.job import build, cross_entropy, gather, square_error
+from peft_dp.training.job import build, cross_entropy, find_sources, square_error
 from peft_dp.validate import Missing
 
 Make = Callable[..., Spec]
@@ -22,7 +22,7 @@ Make = Callable[..., Spec]
 def refusal(spec: Spec, places: Places, kind: type[Exception] = ValueError) -> str:
     """Words of the error that gathering ends in."""
     with pytest.raises(kind) as caught:
-        gather(spec, places)
+        find_sources(spec, places)
     return str(caught.value)
 
 
@@ -95,10 +95,10 @@ def test_other_weights(spec: Make, places: Places, monkeypatch: pytest.MonkeyPat
 def test_right_weights(spec: Make, places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights whose hash is the pinned one are taken, and the hash is handed on."""
     module = importlib.import_module("peft_dp.backbones.bert")
-    actual = gather(spec(), places).weights_sha256
+    actual = find_sources(spec(), places).weights_sha256
     monkeypatch.setattr(module, "SOURCE", replace(module.SOURCE, sha256=actual))
 
-    assert actual == gather(spec(), places).weights_sha256
+    assert actual == find_sources(spec(), places).weights_sha256
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
@@ -120,7 +120,7 @@ def test_no_cuda(spec: Make, places: Places, budget: str, device: str, why: str)
 @pytest.mark.parametrize("budget", ["smoke", "small", "paper"])
 def test_cpu_on_request(spec: Make, places: Places, budget: str) -> None:
     """Any budget runs on the CPU if that is asked for."""
-    assert gather(spec(budget=budget, weights="random"), replace(places, device="cpu")).device == "cpu"
+    assert find_sources(spec(budget=budget, weights="random"), replace(places, device="cpu")).device == "cpu"
 
 
 @pytest.mark.parametrize(
@@ -131,12 +131,12 @@ def test_cpu_on_request(spec: Make, places: Places, budget: str) -> None:
 def test_wrong_before_missing(spec: Make, tmp_path: Path, change: dict[str, Any], kind: type[Exception]) -> None:
     """Wrong input is said first, on a machine that lacks the weights too."""
     with pytest.raises(kind):
-        gather(spec(**change), Places(backbones=tmp_path, device="cpu"))
+        find_sources(spec(**change), Places(backbones=tmp_path, device="cpu"))
 
 
 def test_plan_counts_the_subset(spec: Make, places: Places) -> None:
     """The plan is made from the examples that train, not from those the task has."""
-    sources = gather(spec(train=21, dev=9, batch=4, epochs=2), places)
+    sources = find_sources(spec(train=21, dev=9, batch=4, epochs=2), places)
 
     assert (21, 9, 21, 12) == (
         len(sources.data.train),
@@ -152,7 +152,7 @@ def test_plan_counts_the_subset(spec: Make, places: Places) -> None:
 )
 def test_head_fits_the_task(spec: Make, places: Places, task: str, loss: Callable[..., object], outputs: int) -> None:
     """The head has one output a class, or one for a score, and the loss goes with it."""
-    built = build(spec(task=task), gather(spec(task=task), places))
+    built = build(spec(task=task), find_sources(spec(task=task), places))
     batch = built.dev.batch(range(3), "cpu")
     logits = built.backbone.logits(batch)
 
@@ -164,7 +164,7 @@ def test_head_fits_the_task(spec: Make, places: Places, task: str, loss: Callabl
 def test_tokenised_once(spec: Make, places: Places) -> None:
     """Jobs of one task hold the same tokens, whatever their method and seed; another length is tokenised anew."""
     first, same, other = (
-        build(s, gather(s, places)) for s in (spec(), spec(method="head", seed=1), spec(max_length=12))
+        build(s, find_sources(s, places)) for s in (spec(), spec(method="head", seed=1), spec(max_length=12))
     )
 
     assert first.train is same.train

@@ -15,7 +15,7 @@ from peft_dp.privacy import sampling
 from peft_dp.privacy.plan import Plan
 from peft_dp.spec import Optimiser
 from peft_dp.training import loop
-from peft_dp.training.job import Job, build, gather
+from peft_dp.training.job import Job, build, find_sources
 from peft_dp.training.loop import Tally, fit, noised_mean
 
 Make = Callable[..., Spec]
@@ -26,7 +26,7 @@ def job(spec: Make, places: Places) -> Callable[..., Job]:
     """Builds a job; arguments replace the spec's fields."""
 
     def make(**fields: object) -> Job:
-        return build(spec(**fields), gather(spec(**fields), places))
+        return build(spec(**fields), find_sources(spec(**fields), places))
 
     return make
 

@@ -16,7 +16,7 @@ from peft_dp.models.batch import Batch
 from peft_dp.runs import ledger
 from peft_dp.spec import Optimiser, Privacy
 from peft_dp.training import loop
-from peft_dp.training.job import Job, build, gather
+from peft_dp.training.job import Job, build, find_sources
 from peft_dp.training.loop import Tally, fit, noised_mean
 
 from ..gradients import clipped_sum
@@ -33,7 +33,7 @@ def job(spec: Make, places: Places) -> Callable[..., Job]:
     def make(method: str, **fields: Any) -> Job:
         config = fields.pop("config", asdict(registry.load("methods", method).EXAMPLE))
         made = spec(method=method, config=json.loads(json.dumps(config)), dropout=False, **fields)
-        return build(made, gather(made, places))
+        return build(made, find_sources(made, places))
 
     return make
 

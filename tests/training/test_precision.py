@@ -12,7 +12,7 @@ import torch
 
 from peft_dp import Places, Spec, cells, registry, run
 from peft_dp.suite.verdicts.cells import compare
-from peft_dp.training.job import Job, build, gather
+from peft_dp.training.job import Job, build, find_sources
 from peft_dp.training.loop import fit
 from peft_dp.validate import Missing
 
@@ -28,7 +28,7 @@ def job(spec: Make, places: Places) -> Callable[..., Job]:
 
     def make(**fields: Any) -> Job:
         made = spec(**({"dropout": False, "precision": "bf16"} | fields))
-        return build(made, gather(made, places))
+        return build(made, find_sources(made, places))
 
     return make
 

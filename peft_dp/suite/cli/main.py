@@ -426,7 +426,7 @@ def audit(options: argparse.Namespace) -> int:
     """
     from peft_dp.machine import Places
     from peft_dp.suite.audit.attack import audit
-    from peft_dp.training.job import build, gather
+    from peft_dp.training.job import build, find_sources
 
     cell = papers.find(options.id)
     if cell.spec.privacy is None:
@@ -434,7 +434,7 @@ def audit(options: argparse.Namespace) -> int:
         raise ValueError(f"{start}: take a cell for which `peft-dp list` shows one")
     spec = cell.spec.seeded(options.seed)
     places = Places(data=options.data, backbones=options.backbones, device=options.device)
-    found = audit(build(spec, gather(spec, places)), options.canaries)
+    found = audit(build(spec, find_sources(spec, places)), options.canaries)
     if options.json:
         told = {"id": cell.id, "seed": options.seed, "alarms": found.alarms}
         print(json.dumps(told | asdict(found), indent=1))

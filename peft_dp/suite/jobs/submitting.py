@@ -86,13 +86,13 @@ class Work:
         Raises:
             ValueError: A cell names what does not exist, a file is damaged, or the folder cannot be written to.
         """
-        from peft_dp.runs import recorded
+        from peft_dp.runs import all_recorded
 
         records = Records(self.records)
 
         def there(cell: Cell) -> bool:
             try:
-                return recorded(cell.specs(self.seeds), self.places, records)
+                return all_recorded(cell.specs(self.seeds), self.places, records)
             except Missing:
                 return False
 

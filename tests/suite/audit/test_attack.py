@@ -23,7 +23,7 @@ from peft_dp.spec import Privacy
 from peft_dp.suite import papers
 from peft_dp.suite.audit import attack as auditing
 from peft_dp.suite.audit.attack import audit, gaussian_bound, gaussian_epsilon, one_run_bound
-from peft_dp.training.job import Job, build, gather
+from peft_dp.training.job import Job, build, find_sources
 from peft_dp.validate import Missing
 
 Make = Callable[..., Spec]
@@ -36,7 +36,7 @@ def made(spec: Make, places: Places, method: str = "full", clipping: str = "abad
     config = json.loads(json.dumps(asdict(registry.load("methods", method).EXAMPLE)))
     privacy = Privacy(epsilon=8.0, delta=1e-4, clip=0.5, clipping=clipping)  # type: ignore[arg-type]
     chosen = spec(method=method, config=config, privacy=privacy, **fields)
-    return build(chosen, gather(chosen, places))
+    return build(chosen, find_sources(chosen, places))
 
 
 def plan(**fields: object) -> Plan:
@@ -285,7 +285,7 @@ def test_not_private(spec: Make, places: Places) -> None:
     chosen = spec()
 
     with pytest.raises(ValueError, match="a run without privacy claims no epsilon"):
-        audit(build(chosen, gather(chosen, places)))
+        audit(build(chosen, find_sources(chosen, places)))
 
 
 @pytest.mark.parametrize("canaries", [-1, 0, 99])
@@ -300,7 +300,7 @@ def test_embedded() -> None:
     """On the smoke pipeline of a real model five seeds stay below the claim, and every broken variant exceeds it."""
     cell = papers.find(CELL)
     try:
-        sources = gather(cell.spec, Places(device="cpu"))
+        sources = find_sources(cell.spec, Places(device="cpu"))
     except Missing as missing:
         pytest.skip(str(missing))
     found = {f"seed {seed}": audit(build(cell.spec.seeded(seed), sources)) for seed in range(5)}

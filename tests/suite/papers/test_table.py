@@ -23,7 +23,7 @@ from peft_dp.suite.papers.schema import schemas
 from peft_dp.suite.papers.table import Expect
 from peft_dp.suite.verdicts.bands import pooled
 from peft_dp.suite.verdicts.cells import printed_spreads
-from peft_dp.training.job import gather
+from peft_dp.training.job import find_sources
 from peft_dp.validate import Missing
 
 Put = Callable[..., Path]
@@ -128,7 +128,7 @@ class TestEveryTable:
             # The data of a smoke cell are made here, and so are those of random weights.
             if cell.table.budget != "smoke" and cell.spec.weights == "pretrained":
                 with pytest.raises(Missing):
-                    gather(cell.spec, Places(data=tmp_path, backbones=tmp_path))
+                    find_sources(cell.spec, Places(data=tmp_path, backbones=tmp_path))
 
     def test_can_fail(self, table: str) -> None:
         """A number is asserted of each cell or a claim is about it; what is to be recorded once it is recorded."""

@@ -40,7 +40,7 @@ from peft_dp.suite.plan.estimate import (
     timed,
     work,
 )
-from peft_dp.training.job import Job, build, gather
+from peft_dp.training.job import Job, build, find_sources
 from peft_dp.training.loop import fit
 
 Make = Callable[..., Spec]
@@ -102,7 +102,7 @@ def profiled(job: Job, cut: Sequence[int]) -> float:
 def test_flops(tiny: Make, places: Places, method: str, config: dict[str, Any], private: bool) -> None:
     """FLOPs of a physical batch are exactly those that the profiler counts in a real step, as are trained values."""
     made = tiny(method=method, config=config, privacy=PRIVACY if private else None)
-    job = build(made, gather(made, places))
+    job = build(made, find_sources(made, places))
     cut = next(job.cut(job.train, range(8)))
     job.backbone.model.train()
     shapes = Shapes(made)
@@ -116,7 +116,7 @@ def test_flops(tiny: Make, places: Places, method: str, config: dict[str, Any], 
 def test_flops_of_minilm(places: Places, spec: Make) -> None:
     """The same holds of a backbone of real size, with examples of many lengths in shared rows."""
     made = spec(backbone="minilm", weights="random", dropout=False, task="sst2-lengths", batch=24, readout="mean")
-    job = build(made, gather(made, places))
+    job = build(made, find_sources(made, places))
     cut = next(job.cut(job.train, range(24)))
 
     assert profiled(job, cut) == Shapes(made).count([job.train.lengths[i] for i in cut]).flops
@@ -148,7 +148,7 @@ def test_flops_of_a_run(spec: Make, places: Places, method: str) -> None:
     config = {"stages": [[1, 1], [2, 1]]} if method == "gradual" else {}
     own = {"backbone": "minilm", "weights": "random", "dropout": False, "method": method, "config": config}
     made = spec(**own, task="qqp-lengths", train=64, batch=16, max_length=64, readout="mean")
-    job = build(made, gather(made, places))
+    job = build(made, find_sources(made, places))
     with (
         sdpa_kernel(SDPBackend.MATH),
         torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], with_flops=True) as profile,
@@ -179,7 +179,7 @@ def test_memory(places: Places, spec: Make, method: str, private: bool) -> None:
         method=method,
         privacy=PRIVACY if private else None,
     )
-    job = build(made, gather(made, places))
+    job = build(made, find_sources(made, places))
     state = 8 * sum(parameter.numel() for parameter in job.backbone.updated().values())
 
     assert costs(made).peak_bytes == pytest.approx(cost.weight_bytes(job) + state + cost.step_bytes(job), rel=0.1)

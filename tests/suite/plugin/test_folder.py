@@ -37,7 +37,7 @@ COMPETE = '''
 import json, logging, os, signal, sys
 from pathlib import Path
 
-from peft_dp import Places, reproduce
+from peft_dp import Places, runs
 from peft_dp.records import Records
 from peft_dp.spec import from_json
 from peft_dp.training import loop
@@ -45,7 +45,7 @@ from peft_dp.training import loop
 backbones, base = map(Path, sys.argv[1:3])
 given = json.load(sys.stdin)
 specs = [from_json(fields, where="spec") for fields in given["specs"]]
-fit = reproduce.fit
+fit = runs.fit
 
 
 class Waits(logging.Handler):
@@ -78,11 +78,11 @@ def work(number, folder, dies):
     for at in range(len(specs)):
         # Overlapping groups, asked for in both orders: locks taken as they come would wait for each other.
         group = [specs[(at + step) % len(specs)] for step in range(3)][:: (-1) ** number]
-        found = reproduce.runs(group, Places(backbones=backbones, device="cpu"), records)
+        found = runs.runs(group, Places(backbones=backbones, device="cpu"), records)
         assert [record.spec for record in found] == group
 
 
-reproduce.fit = logged
+runs.fit = logged
 codes = {}
 for name, (processes, dies) in given["settings"].items():
     log = os.open(base / f"{name}.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)

@@ -1,4 +1,4 @@
-"""Scores of a trained model: predictions in order, without dropout."""
+"""What is known of a job before training, and the scores of a trained one: predictions in order, without dropout."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 
 from peft_dp import Places, Spec
 from peft_dp.measuring import scores
-from peft_dp.training.job import Job, build, gather
+from peft_dp.spec import Privacy
+from peft_dp.training.job import Job, build, find_sources
 
 Make = Callable[..., Spec]
 
@@ -19,7 +20,7 @@ def job(spec: Make, places: Places) -> Callable[..., Job]:
     """Builds a job of that task whose head, moved to the middle of its logits, tells examples apart."""
 
     def make(task: str) -> Job:
-        made = build(spec(task=task, dev=40), gather(spec(task=task, dev=40), places))
+        made = build(spec(task=task, dev=40), find_sources(spec(task=task, dev=40), places))
         made.backbone.model.eval()
         with torch.no_grad():
             logits = made.backbone.logits(made.dev.batch(range(40), "cpu"))
@@ -78,3 +79,15 @@ def test_above_majority(job: Callable[..., Job]) -> None:
 
     assert scores.above_majority(made, [frequent] * 40) == 0
     assert 100 * (1 - labels.count(frequent) / 40) == pytest.approx(scores.above_majority(made, labels))
+
+
+def test_known_before_training(spec: Make, places: Places) -> None:
+    """Trained values are counted with the head; steps and noise are the plan's."""
+    run = spec(method="head", task="inference", privacy=Privacy(epsilon=8.0, delta=1e-3, accountant="rdp"))
+    job = build(run, find_sources(run, places))
+
+    assert (17 * 3, 2 * 3, job.plan.noise_multiplier) == (
+        scores.trainable(job),
+        scores.steps(job),
+        scores.noise_multiplier(job),
+    )
