@@ -549,7 +549,7 @@ def test_bless(
     assert {"right", "wrong"} == set(written["scores"])
     assert ["5", "6", "7", "8", "9"] == list(written["scores"]["right"]["sentiment"])
     assert written["provenance"]["revision"] == "0" * 40
-    assert {"date", "code", "versions", "cpu", "threads"} <= set(written["provenance"])
+    assert {"date", "versions", "cpu", "threads"} <= set(written["provenance"])
     # One run under two names.
     assert right.recorded["right"] == wrong.recorded["wrong"]
 
