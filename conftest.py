@@ -29,7 +29,7 @@ from peft_dp.suite.plan import schedule
 from peft_dp.suite.plan.estimate import work
 from peft_dp.suite.plugin.collected import Collected
 from peft_dp.suite.report.export import to_markdown
-from peft_dp.suite.report.table import text
+from peft_dp.suite.report.table import render_table
 from peft_dp.suite.verdicts.cells import Verdict, compare
 from peft_dp.suite.verdicts.claims import judge
 from peft_dp.validate import Missing
@@ -408,7 +408,7 @@ class _Summary:
         writer = config.get_terminal_writer()
         terminalreporter.section("peft-dp")
         verbose, colour = config.get_verbosity() > 0, writer.hasmarkup
-        for part in (*texts, text(verdicts, width=writer.fullwidth, verbose=verbose, colour=colour)):
+        for part in (*texts, render_table(verdicts, width=writer.fullwidth, verbose=verbose, colour=colour)):
             terminalreporter.write_line(part)
         if any(verdict.records for verdict in verdicts):
             seconds = [epoch.seconds for verdict in verdicts for record in verdict.records for epoch in record.trail]

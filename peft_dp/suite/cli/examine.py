@@ -277,7 +277,7 @@ def _chromium() -> Check:
     return Check(kind="chromium", state="note", says=says, mend="apt install chromium")
 
 
-def text(report: Report) -> str:
+def render_report(report: Report) -> str:
     """The report for a terminal: things of a kind and state on one line, with what mends them below."""
     together: dict[tuple[str, State, str], list[Check]] = defaultdict(list)
     for check in report.checks:

@@ -280,10 +280,10 @@ def _records(verb: argparse.ArgumentParser) -> None:
 def doctor(options: argparse.Namespace) -> int:
     """Prints what this machine can run; 1 where that is not the whole main job."""
     from peft_dp.machine import Places
-    from peft_dp.suite.cli.examine import examine, text
+    from peft_dp.suite.cli.examine import examine, render_report
 
     report = examine(Places(data=options.data, backbones=options.backbones), options.records)
-    print(json.dumps(asdict(report), indent=1) if options.json else text(report))
+    print(json.dumps(asdict(report), indent=1) if options.json else render_report(report))
     return int(not report.well)
 
 
@@ -505,7 +505,7 @@ def report(options: argparse.Namespace) -> int:
     """
     from peft_dp.suite.report import export
     from peft_dp.suite.report.page import page
-    from peft_dp.suite.report.table import text
+    from peft_dp.suite.report.table import render_table
     from peft_dp.suite.verdicts.gather import gather
 
     found = gather(options.records)
@@ -523,7 +523,7 @@ def report(options: argparse.Namespace) -> int:
     if all(file != SCREEN for file, _ in forms):
         colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
         width = shutil.get_terminal_size((120, 24)).columns
-        parts = [text(found.verdicts, width=width, verbose=options.verbose, colour=colour)]
+        parts = [render_table(found.verdicts, width=width, verbose=options.verbose, colour=colour)]
         parts += [f"{len(found.others)} records of what is no cell"] * bool(found.others)
         print("\n\n".join(part for part in parts if part))
     code = int(any(verdict.status == "differs" for verdict in found.verdicts))

@@ -114,7 +114,7 @@ def spent(records: Sequence[Record]) -> str:
     return f"{max(ledger['epsilon'] for ledger in ledgers):.2f}" + " nominal" * nominal
 
 
-def text(verdicts: Sequence[Verdict], *, width: int = 120, verbose: bool = False, colour: bool = False) -> str:
+def render_table(verdicts: Sequence[Verdict], *, width: int = 120, verbose: bool = False, colour: bool = False) -> str:
     """What a session has to say of its cells.
 
     A grid for each table, or with `verbose` a line for each cell with all its numbers; then every number of each

@@ -15,7 +15,7 @@ from peft_dp import hub
 from peft_dp.machine import Places
 from peft_dp.measuring.environment import environment
 from peft_dp.suite.cli import examine as doctor
-from peft_dp.suite.cli.examine import Check, Report, Share, examine, text
+from peft_dp.suite.cli.examine import Check, Report, Share, examine, render_report
 from peft_dp.suite.cli.main import main
 
 Look = Callable[..., Report]
@@ -103,7 +103,7 @@ def test_damaged(look: Look, tmp_path: Path) -> None:
     assert "has SHA-256" in check(report, "weights", "minilm").says
     assert "has 1 rows, the official file has 2490" in check(report, "data", "rte").says
     assert not report.well
-    assert "cannot run whole" in text(report)
+    assert "cannot run whole" in render_report(report)
 
 
 def test_nothing_is_fetched_nor_made(look: Look, tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_text_groups() -> None:
     share = Share(
         budget="smoke", paper="made", cells=3, here=1, lacks=[("GPU", ""), ("data", "a"), ("data", "b")], command="go"
     )
-    printed = text(Report(checks=lacking, shares=[share]))
+    printed = render_report(Report(checks=lacking, shares=[share]))
 
     assert "a, b" in printed
     assert printed.count("-> get it") == 1

@@ -11,7 +11,7 @@ import pytest
 
 from peft_dp import Record, Spec
 from peft_dp.suite.papers.table import Cell, Expect, Row, Table
-from peft_dp.suite.report.table import HEADERS, SIGNS, text
+from peft_dp.suite.report.table import HEADERS, SIGNS, render_table
 from peft_dp.suite.verdicts.cells import Finding, Status, Verdict
 
 Make = Callable[..., Spec]
@@ -62,7 +62,7 @@ def cut(text: str) -> list[list[str]]:
 def test_grid(spec: Make) -> None:
     """A table has a heading and the paper's shape: rows and tasks in its order, ours, what is expected, and a mark."""
     cells = made({"b": ["rte", "cola"], "a": ["rte"]})
-    found = text([verdict(cells[name], spec()) for name in ("a/rte", "b/cola", "b/rte")])
+    found = render_table([verdict(cells[name], spec()) for name in ("a/rte", "b/cola", "b/rte")])
 
     assert "p/t  A title" == found.splitlines()[0]
     assert [["row", "rte", "cola"], ["b", "71.0/71.0 =", "71.0/71.0 ="], ["a", "71.0/71.0 ="]] == cut(found)
@@ -71,7 +71,7 @@ def test_grid(spec: Make) -> None:
 def test_tables_apart(spec: Make) -> None:
     """Tables in which nothing ran have no grid, but the reason, once for all its cells."""
     cells = made({"a": ["rte", "cola"]})
-    found = text([Verdict(cell=cell, reason="no GPU") for cell in cells.values()])
+    found = render_table([Verdict(cell=cell, reason="no GPU") for cell in cells.values()])
 
     assert "2 cells not run: no GPU" == found
 
@@ -80,7 +80,7 @@ def test_tables_apart(spec: Make) -> None:
 def test_mark(spec: Make, status: Status) -> None:
     """Each verdict has a mark of its own, which the legend explains and counts, without colour."""
     cells = made({"a": ["rte", "cola"]})
-    found = text([verdict(cells["a/rte"], spec(), status), Verdict(cell=cells["a/cola"], reason="no GPU")])
+    found = render_table([verdict(cells["a/rte"], spec(), status), Verdict(cell=cells["a/cola"], reason="no GPU")])
     mark = SIGNS[status].mark
 
     assert f"{BAND[status]['ours']:.1f}/71.0 {mark}" == cut(found)[1][1]
@@ -100,24 +100,24 @@ def test_colour_changes_no_place(spec: Make) -> None:
     cells = made({"a": ["rte", "cola"], "longer": ["rte"]})
     verdicts = [verdict(cell, spec(), status) for cell, status in zip(cells.values(), BAND, strict=False)]
     for verbose in (False, True):
-        painted = text(verdicts, verbose=verbose, colour=True)
+        painted = render_table(verdicts, verbose=verbose, colour=True)
 
         assert "\033" in painted
-        assert text(verdicts, verbose=verbose) == re.sub(r"\033\[\d+m", "", painted)
+        assert render_table(verdicts, verbose=verbose) == re.sub(r"\033\[\d+m", "", painted)
 
 
 def test_failure(spec: Make) -> None:
     """A failure shows its numbers and the command that runs it again."""
     cells = made({"a": ["rte"]})
 
-    assert str(failed := verdict(cells["a/rte"], spec(), "differs")) in text([failed])
+    assert str(failed := verdict(cells["a/rte"], spec(), "differs")) in render_table([failed])
     assert "again: peft-dp run p/t/a/rte" in str(failed)
 
 
 def test_known_difference(spec: Make) -> None:
     """A difference that its row announces is no failure: it has a mark, and no numbers below."""
     known = verdict(made({"a": ["rte"]}, differs="a misprint")["a/rte"], spec(), "differs")
-    found = text([known])
+    found = render_table([known])
 
     assert f"68.0/71.0 {SIGNS['known difference'].mark}" == cut(found)[1][1]
     assert "again:" not in found
@@ -128,7 +128,7 @@ def test_width(spec: Make, width: int) -> None:
     """Twenty rows of eight tasks stay within the width, if a row and one task do, and no number is lost."""
     tasks = ["mnli", "qqp", "qnli", "sst2", "cola", "stsb", "mrpc", "rte"]
     cells = made({f"a-method-with-name-{i}": tasks for i in range(20)})
-    found = text([verdict(cell, spec(), epsilon=8.0) for cell in cells.values()], width=width)
+    found = render_table([verdict(cell, spec(), epsilon=8.0) for cell in cells.values()], width=width)
     grids = found[: found.index("160 cells")]
 
     assert max(width, len("a-method-with-name-00  epsilon  71.0/71.0 =") + 2) >= max(map(len, grids.splitlines()))
@@ -144,7 +144,7 @@ def test_epsilon(spec: Make, matches: bool, words: str) -> None:
         verdict(cells[f"dp/{task}"], spec(), epsilon=epsilon, matches_accountant=matches)
         for task, epsilon in (("rte", 7.98), ("cola", 7.99))
     ]
-    found = cut(text([*spent, verdict(cells["plain/rte"], spec())]))
+    found = cut(render_table([*spent, verdict(cells["plain/rte"], spec())]))
 
     assert [["row", "epsilon", "rte", "cola"], ["dp", words], ["plain"]] == [found[0], found[1][:2], found[2][:1]]
 
@@ -155,7 +155,7 @@ def test_costs(spec: Make) -> None:
         "epoch_seconds": Expect(value=3.0, asserted=False),
         "peak_bytes": Expect(value=2e9, asserted=False),
     }
-    found = cut(text([Verdict(cell=made({"a": ["qnli"]}, expect)["a/qnli"], records=[record(spec())])]))
+    found = cut(render_table([Verdict(cell=made({"a": ["qnli"]}, expect)["a/qnli"], records=[record(spec())])]))
 
     assert [["row", "qnli s/epoch", "qnli GB"], ["a", "1.5/3.0 ?", "0.1/2.0 ?"]] == found
 
@@ -164,7 +164,7 @@ def test_cost_that_a_run_lacks(spec: Make) -> None:
     """A cell of which a run lacks the quantity has the mark alone, for what is expected is not ours."""
     cells = made({"a": ["rte"]}, {"epoch_seconds": Expect(value=3.0, asserted=False)})
     whole = record(spec())
-    found = text([Verdict(cell=cells["a/rte"], records=[whole, replace(whole, cost={})])])
+    found = render_table([Verdict(cell=cells["a/rte"], records=[whole, replace(whole, cost={})])])
 
     assert [["row", "rte s/epoch"], ["a", SIGNS["undecided"].mark]] == cut(found)
 
@@ -173,7 +173,7 @@ def test_score_without_expectation(spec: Make) -> None:
     """Where only a count is expected the score stands alone, with the verdict on the count."""
     finding = Finding(quantity="trainable", expected=9.0, ours=8.0, allowed=0.0, unusual=0.0)
     cell = made({"a": ["rte"]}, {"trainable": Expect(value=9.0)})["a/rte"]
-    found = text([Verdict(cell=cell, records=[record(spec(), 70.0)], findings=[finding])])
+    found = render_table([Verdict(cell=cell, records=[record(spec(), 70.0)], findings=[finding])])
 
     assert ["a", "70.0 X"] == cut(found)[1]
     assert "trainable: expected 9, ours 8" in found
@@ -189,7 +189,7 @@ def test_line(spec: Make) -> None:
     cell = made({"bitfit-dp": ["sentiment"]})["bitfit-dp/sentiment"]
     finding = Finding(quantity="score", expected=71.0, ours=71.0, allowed=2.5, unusual=2.0)
     records = [record(spec(), score, {"epsilon": epsilon}) for score, epsilon in ((70.0, 7.98), (72.0, 7.99))]
-    found = text([Verdict(cell=cell, records=records, findings=[finding])], verbose=True)
+    found = render_table([Verdict(cell=cell, records=records, findings=[finding])], verbose=True)
 
     assert all(header in found.splitlines()[0] for header in HEADERS)
     assert [
@@ -201,6 +201,6 @@ def test_plain_line_without_expected_score(spec: Make) -> None:
     """A run without privacy says so; where no score is expected, its two columns are empty."""
     finding = Finding(quantity="trainable", expected=9.0, ours=8.0, allowed=0.0, unusual=0.0)
     cell = made({"a": ["rte"]})["a/rte"]
-    found = text([Verdict(cell=cell, records=[record(spec(), 70.0)], findings=[finding])], verbose=True)
+    found = render_table([Verdict(cell=cell, records=[record(spec(), 70.0)], findings=[finding])], verbose=True)
 
     assert [["p/t a", "rte", "no", "70.0", "differs", "1.50", "72"]] == lines(found)
