@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from peft_dp.models.batch import Batch
-from peft_dp.privacy.gradients import record, zeros
+from peft_dp.privacy.gradients import per_example_pass, zeros
 from peft_dp.training.job import Job
 
 
@@ -29,14 +29,14 @@ class Clipped:
 def clipped_sum(job: Job, batch: Batch, clip: float, clipping: str = "abadi") -> Clipped:
     """Sum over examples of g_i times its clipping factor, see `factors`; |g_i| is over all trained parameters.
 
-    What shares a row with an example that is not finite may be lost with it; `passes` sees to that.
+    What shares a row with an example that is not finite may be lost with it; `finite_passes` sees to that.
     """
     backbone = job.backbone
-    recorded = record(backbone.model, lambda: job.losses(batch), len(batch), backbone.masks)
+    found = per_example_pass(backbone.model, lambda: job.losses(batch), len(batch), backbone.masks)
     sums = zeros(backbone.model)
-    return Clipped(sums, recorded.losses, recorded.add_clipped(sums, clip, clipping))
+    return Clipped(sums, found.losses, found.add_clipped(sums, clip, clipping))
 
 
 def per_example_gradients(job: Job, batch: Batch) -> Tensor:
     """Gradients of each example [B, P], parameters flattened in the model's order; for tests and small models."""
-    return record(job.backbone.model, lambda: job.losses(batch), len(batch), job.backbone.masks).each()
+    return per_example_pass(job.backbone.model, lambda: job.losses(batch), len(batch), job.backbone.masks).each()

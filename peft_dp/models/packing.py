@@ -78,7 +78,7 @@ class Packing:
         """Mean over the tokens of each example [B, d] of values [R, W, d]."""
         return self.total(values) / self.lengths[:, None]
 
-    def spread(self, values: Tensor) -> Tensor:
+    def to_tokens(self, values: Tensor) -> Tensor:
         """Values [B, ...] at each token of their example [R, W, ...]; at a place without a token, anything finite."""
         places = self.owner.clamp(max=len(self.starts) - 1)
         return values.index_select(0, places.flatten()).view(*places.shape, *values.shape[1:])
@@ -125,7 +125,7 @@ def over_tokens(values: Tensor, states: Tensor) -> Tensor:
     if values.dim() == 1:
         return values
     packing = of(states)
-    return values[:, None] if packing is None else packing.spread(values)
+    return values[:, None] if packing is None else packing.to_tokens(values)
 
 
 def rows(lengths: Sequence[int]) -> tuple[list[list[int]], int]:

@@ -1,80 +1,19 @@
-"""The noised sum of a logical batch, for the training loop and for a loop of one's own."""
+"""Private gradients for a training loop of one's own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from peft_dp import rng, validate
 from peft_dp.models.backbone import trained_parameters
-from peft_dp.privacy import plan as planning
 from peft_dp.privacy import sampling
-from peft_dp.privacy.gradients import Losses, check_independent, halved, passes, record, zeros
-from peft_dp.privacy.plan import Plan
+from peft_dp.privacy.gradients import Losses, check_independent
+from peft_dp.privacy.noised_sum import noised_sum
+from peft_dp.privacy.plan import ledger, private_plan
 from peft_dp.spec import Privacy
-
-Watch = Callable[[list[int], Tensor, Tensor], None]
-"""Called for each physical batch with its example indices, losses [B] and gradient norms [B] (empty if not private)."""
-
-
-def noised_sum(
-    model: nn.Module,
-    losses: Losses,
-    cuts: Iterable[list[int]],
-    plan: Plan,
-    source: rng.Source,
-    *,
-    masks: Mapping[str, Tensor] | None = None,
-    watch: Watch | None = None,
-    record: Callable[..., Any] = record,
-) -> dict[str, Tensor]:
-    """Name of each trained parameter -> sum of the clipped gradients of a logical batch, noise added once.
-
-    The noise does not depend on how many examples were drawn, nor on how they are cut.
-
-    Args:
-        model: Those of its parameters train that require a gradient.
-        losses: Gives the losses of a physical batch.
-        cuts: The logical batch, cut into physical ones; empty for a batch that drew nobody.
-        plan: Clip and noise; with clip = inf and noise 0 this is the ordinary gradient.
-        source: Of the noise.
-        masks: As in `gradients.record`.
-        watch: Sees each physical batch.
-        record: Gives the per-example gradients; the audit puts its canaries there.
-
-    Raises:
-        ValueError: As `gradients.record`.
-        torch.OutOfMemoryError: One example alone is too large; of more than one, the halves are passed.
-    """
-    masks = masks or {}
-    trained = list(trained_parameters(model).values())
-    sums = zeros(model)
-    watch = watch or (lambda cut, losses, norms: None)
-
-    def ordinary(cut: list[int]) -> tuple[Tensor, Sequence[Tensor]]:
-        each = losses(cut)
-        return each.detach(), torch.autograd.grad(each.sum(), trained)
-
-    for cut in cuts:
-        if plan.private:
-            for part, found in passes(model, losses, cut, masks, record):
-                watch(part, found.losses, found.add_clipped(sums, plan.clip, plan.clipping))
-                del found  # before the next physical batch, not after it
-        else:
-            for part, (each, gradients) in halved(ordinary, cut):
-                for total, gradient in zip(sums.values(), gradients, strict=True):
-                    total += gradient
-                watch(part, each, each.new_empty(0))
-                del gradients  # before the next physical batch, not after it
-    for name, total in sums.items():
-        if plan.private:
-            total += rng.normal(source, total, plan.noise_multiplier * plan.clip)
-        if name in masks:
-            total *= masks[name]
-    return sums
 
 
 class PrivacyEngine:
@@ -113,7 +52,7 @@ class PrivacyEngine:
         if privacy.sampling != "poisson":
             raise ValueError(f"sampling {privacy.sampling!r} has no accountant here: take 'poisson'")
         self._model = model
-        self._plan = planning.private_plan(privacy, examples, batch, epochs)
+        self._plan = private_plan(privacy, examples, batch, epochs)
         self._physical = physical
         self._seeded = seed is not None
         device = str(next(model.parameters()).device)
@@ -168,7 +107,7 @@ class PrivacyEngine:
 
     def ledger(self) -> dict[str, Any]:
         """Epsilon spent so far, and all that it follows from."""
-        found = planning.ledger(self._plan, self._steps, seeded=self._seeded)
+        found = ledger(self._plan, self._steps, seeded=self._seeded)
         return found | {"physical_batch": f"{self._physical} examples"}
 
     def _expect(self, right: bool, wrong: str) -> None:

@@ -69,7 +69,7 @@ def factors(norms: Tensor, clip: float, clipping: str) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Recorded:
+class PerExample:
     """What one forward and backward pass leaves.
 
     Attributes:
@@ -109,9 +109,9 @@ def coarse_products() -> bool:
         return True
 
 
-def record(
+def per_example_pass(
     model: nn.Module, losses: Callable[[], Tensor], examples: int, masks: Mapping[str, Tensor] | None = None
-) -> Recorded:
+) -> PerExample:
     """One forward and backward pass.
 
     Args:
@@ -145,23 +145,23 @@ def record(
         if gradient is not None:
             taps.put(name, Each(gradient))
     order = [name for name, p in model.named_parameters() if name in taps.parts]
-    return Recorded({name: taps.parts[name] for name in order}, found.detach())
+    return PerExample({name: taps.parts[name] for name in order}, found.detach())
 
 
-def passes(
+def finite_passes(
     model: nn.Module,
     losses: Losses,
     cut: list[int],
     masks: Mapping[str, Tensor],
-    record: Callable[..., Recorded] = record,
-) -> Iterator[tuple[list[int], Recorded]]:
-    """What `record` gives of a physical batch, in one pass; in halves, and these again, if an example is not finite.
+    per_example_pass: Callable[..., PerExample] = per_example_pass,
+) -> Iterator[tuple[list[int], PerExample]]:
+    """Yield a physical batch and what `per_example_pass` gives of it; its halves, where an example is not finite.
 
-    For it may have spoilt those that share a row with it, and what they add must not depend on it.
+    Such an example may have spoilt those that share a row with it, and what they add must not depend on it.
     """
 
-    def whole(cut: list[int]) -> Recorded | None:
-        found = record(model, lambda: losses(cut), len(cut), masks)
+    def whole(cut: list[int]) -> PerExample | None:
+        found = per_example_pass(model, lambda: losses(cut), len(cut), masks)
         if len(cut) == 1 or found.norms.isfinite().all():
             return found
         return None
@@ -197,11 +197,12 @@ def check_independent(model: nn.Module, losses: Callable[[], Tensor]) -> None:
     does not depend on whether the examples are finite: stopping because of one would tell of it.
 
     Args:
-        model: As in `record`.
+        model: As in `per_example_pass`.
         losses: Likewise, of two examples.
 
     Raises:
-        ValueError: A module mixes examples, changes weights without noise, or is used beside its call; or as `record`.
+        ValueError: A module mixes examples, changes weights without noise, or is used beside its call; or as
+            `per_example_pass`.
     """
     for name, module in model.named_modules():
         if module.training and isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -215,7 +216,7 @@ def check_independent(model: nn.Module, losses: Callable[[], Tensor]) -> None:
 
     devices = range(torch.cuda.device_count())
     with torch.random.fork_rng(devices=devices):
-        for name, part in record(model, first, 2).parts.items():
+        for name, part in per_example_pass(model, first, 2).parts.items():
             if part.square_norm()[1] > 0:
                 raise ValueError(
                     f"the loss of one example has a gradient at another, seen at {name}: a module mixes examples, "
@@ -223,7 +224,7 @@ def check_independent(model: nn.Module, losses: Callable[[], Tensor]) -> None:
                 )
     sums = zeros(model)
     with torch.random.fork_rng(devices=devices):
-        norms = record(model, losses, 2).add_clipped(sums, math.inf, "abadi")
+        norms = per_example_pass(model, losses, 2).add_clipped(sums, math.inf, "abadi")
     with torch.random.fork_rng(devices=devices):
         trained = list(trained_parameters(model).values())
         whole = torch.autograd.grad(losses().sum(), trained, allow_unused=True, materialize_grads=True)

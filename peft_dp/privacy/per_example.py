@@ -85,7 +85,7 @@ class Product:
         return Masked(_total(self.g[..., rows] * self.a[..., columns], self.packing), mask)
 
     def without(self, lost: Tensor) -> Product:
-        lost = _spread(lost, self.packing)
+        lost = _to_rows(lost, self.packing)
         return replace(self, a=_zeroed(self.a, lost), g=_zeroed(self.g, lost))
 
     def square_norm(self) -> Tensor:
@@ -119,7 +119,7 @@ class Rows:
         return Masked(_total((self.ids[..., None] == rows) * self.g[..., columns], self.packing), mask)
 
     def without(self, lost: Tensor) -> Rows:
-        return replace(self, g=_zeroed(self.g, _spread(lost, self.packing)))
+        return replace(self, g=_zeroed(self.g, _to_rows(lost, self.packing)))
 
     def square_norm(self) -> Tensor:
         same = self.ids[:, :, None] == self.ids[:, None, :]
@@ -171,14 +171,14 @@ def _total(values: Tensor, packing: Packing | None) -> Tensor:
     return values.sum(1) if packing is None else packing.total(values)
 
 
-def _spread(values: Tensor, packing: Packing | None) -> Tensor:
+def _to_rows(values: Tensor, packing: Packing | None) -> Tensor:
     """Values [B] of the rows: themselves, or packed [R, W]."""
-    return values if packing is None else packing.spread(values)
+    return values if packing is None else packing.to_tokens(values)
 
 
 def _column(weights: Tensor, packing: Packing | None) -> Tensor:
     """Weights [B] to multiply tokens with, [B, 1, 1] or packed [R, W, 1]."""
-    return weights[:, None, None] if packing is None else packing.spread(weights)[..., None]
+    return weights[:, None, None] if packing is None else packing.to_tokens(weights)[..., None]
 
 
 def _gram_sum(products: Tensor, terms: int, packing: Packing | None) -> Tensor:

@@ -119,7 +119,7 @@ class _Whose:
         """Takes the next batch, of so many examples of each seed."""
         assert batch.packing
         self._examples = torch.arange(self._count).repeat_interleave(torch.tensor(sizes)).to(batch.ids.device)
-        self._tokens = batch.packing.spread(self._examples).flatten()
+        self._tokens = batch.packing.to_tokens(self._examples).flatten()
         self._order = self._tokens.argsort(stable=True)
         self._back = self._order.argsort()
         self._shares = [torch.bincount(of, minlength=self._count).tolist() for of in (self._examples, self._tokens)]

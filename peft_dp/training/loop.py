@@ -23,8 +23,8 @@ from tqdm import tqdm
 from peft_dp import rng
 from peft_dp.models.backbone import Backbone
 from peft_dp.privacy import sampling
-from peft_dp.privacy.engine import noised_sum
 from peft_dp.privacy.gradients import check_independent
+from peft_dp.privacy.noised_sum import noised_sum
 from peft_dp.spec import Optimiser
 from peft_dp.training.checkpoint import Checkpoint, State
 from peft_dp.training.frozen_prefix import reused

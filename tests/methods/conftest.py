@@ -10,7 +10,7 @@ import torch
 from peft_dp import registry
 from peft_dp.models.backbone import Backbone, Classifier
 from peft_dp.models.batch import Batch
-from peft_dp.privacy.gradients import record
+from peft_dp.privacy.gradients import per_example_pass
 from peft_dp.training.job import cross_entropy
 
 SMALL = {
@@ -99,7 +99,7 @@ def gradient_gap(batch: Callable[..., Batch]) -> Callable[[Backbone], float]:
             alone = Batch(*(t[i : i + 1] for t in (both.ids, both.mask, both.types, both.positions, both.labels)))
             loss = cross_entropy(backbone.logits(alone), alone.labels).sum()
             rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, trained)]))
-        found = record(
+        found = per_example_pass(
             backbone.model, lambda: cross_entropy(backbone.logits(both), both.labels), len(both), backbone.masks
         ).each()
         return (found - torch.stack(rows)).abs().max().item()

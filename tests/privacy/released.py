@@ -24,7 +24,7 @@ from torch import Tensor
 
 from peft_dp import Places, Spec, registry, rng
 from peft_dp.models.batch import Encoded
-from peft_dp.privacy import plan as planning
+from peft_dp.privacy.plan import Plan
 from peft_dp.spec import Optimiser
 from peft_dp.training import job as jobs
 from peft_dp.training import loop
@@ -82,7 +82,7 @@ def made(
     _move(job.backbone.model.parameters(), 0.3)
     plan: dict[str, Any] = {"clip": 1.0, "clipping": clipping, "noise_multiplier": noise}
     counts: dict[str, Any] = {"examples": 24, "batch": EXPECTED, "steps": 6, "steps_per_epoch": 3}
-    return replace(job, plan=planning.Plan(**counts, **plan, sampling="poisson", sample_rate=EXPECTED / 24))
+    return replace(job, plan=Plan(**counts, **plan, sampling="poisson", sample_rate=EXPECTED / 24))
 
 
 @torch.no_grad()

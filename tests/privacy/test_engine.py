@@ -13,7 +13,7 @@ from torch.nn import functional
 
 import peft_dp
 from peft_dp import Privacy, PrivacyEngine, rng
-from peft_dp.privacy.engine import noised_sum
+from peft_dp.privacy.noised_sum import noised_sum
 from peft_dp.privacy.plan import Plan, spent
 
 PRIVACY = Privacy(epsilon=1.0, delta=1e-3, clip=0.5, accountant="rdp")

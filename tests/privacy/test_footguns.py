@@ -24,8 +24,9 @@ from torch.nn import functional
 import peft_dp
 from peft_dp import Places, Spec, registry, rng
 from peft_dp.privacy import sampling
-from peft_dp.privacy.engine import PrivacyEngine, noised_sum
-from peft_dp.privacy.gradients import record
+from peft_dp.privacy.engine import PrivacyEngine
+from peft_dp.privacy.gradients import per_example_pass
+from peft_dp.privacy.noised_sum import noised_sum
 from peft_dp.privacy.plan import Plan, private_plan, spent
 from peft_dp.runs import ledger
 from peft_dp.spec import Optimiser, Privacy, from_json, to_json
@@ -120,7 +121,7 @@ def assert_exact(model: nn.Module, losses: Losses) -> None:
     expected = each(model, losses, indices)
     found = noised(model, losses, indices, plan=replace(PLAN, noise_multiplier=0.0))
 
-    torch.testing.assert_close(record(model, lambda: losses(indices), 6).each(), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(per_example_pass(model, lambda: losses(indices), 6).each(), expected, rtol=0, atol=1e-12)
     torch.testing.assert_close(found, clipped(expected, PLAN.clip), rtol=0, atol=1e-12)
 
 
@@ -438,7 +439,9 @@ def test_broadcast_positions_are_refused(job: Callable[..., Job]) -> None:
     model, batch = made.backbone.model, made.train.batch(range(3), "cpu")
 
     with pytest.raises(ValueError, match="position_embeddings has 1 rows for 3 examples"):
-        record(model, lambda: made.loss(model(input_ids=batch.ids, attention_mask=batch.mask), batch.labels), 3)
+        per_example_pass(
+            model, lambda: made.loss(model(input_ids=batch.ids, attention_mask=batch.mask), batch.labels), 3
+        )
     assert {3} == {len(value) for value in made.backbone.inputs(batch).values()}
 
 
@@ -497,7 +500,7 @@ def test_ghost_norm_on_tokens() -> None:
     model = seeded(lambda: nn.Linear(40, 40))
     x = torch.randn(6, 5, 40, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     losses: Losses = lambda indices: model(x[indices]).tanh().sum((1, 2))  # noqa: E731
-    found = record(model, lambda: losses(list(range(6))), 6)
+    found = per_example_pass(model, lambda: losses(list(range(6))), 6)
     norms = found.add_clipped({name: torch.zeros_like(p) for name, p in model.named_parameters()}, 0.5, "abadi")
 
     torch.testing.assert_close(norms, each(model, losses, range(6)).norm(dim=1), rtol=1e-9, atol=0)

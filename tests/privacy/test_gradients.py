@@ -18,7 +18,7 @@ from peft_dp import Places, Spec, registry
 from peft_dp.models.attach import view
 from peft_dp.models.backbone import Backbone
 from peft_dp.models.batch import IGNORED, Encoded
-from peft_dp.privacy.gradients import GAMMA, Recorded, passes, record, zeros
+from peft_dp.privacy.gradients import GAMMA, PerExample, finite_passes, per_example_pass, zeros
 from peft_dp.privacy.per_example import Each, Product
 from peft_dp.suite import papers
 from peft_dp.training.job import build, cross_entropy, find_sources, mean_cross_entropy, square_error
@@ -95,16 +95,16 @@ class Case:
         batch = (self.data.packed if self.packed else self.data.batch)(indices, "cpu")
         return self.loss(self.backbone.logits(batch), batch.labels)
 
-    def record(self, indices: list[int], factors: Tensor | None = None) -> Recorded:
+    def one_pass(self, indices: list[int], factors: Tensor | None = None) -> PerExample:
         """One pass of the engine; the losses times factors [N], if given."""
         weights = torch.ones(len(self.data)) if factors is None else factors
         model, masks = self.backbone.model, self.backbone.masks
-        return record(model, lambda: self.losses(indices) * weights[indices], len(indices), masks)
+        return per_example_pass(model, lambda: self.losses(indices) * weights[indices], len(indices), masks)
 
-    def passes(self, indices: list[int], factors: Tensor) -> list[Recorded]:
-        """As `record`, in halves where an example is not finite."""
+    def finite_passes(self, indices: list[int], factors: Tensor) -> list[PerExample]:
+        """As `one_pass`, in halves where an example is not finite."""
         model, masks = self.backbone.model, self.backbone.masks
-        return [found for _, found in passes(model, lambda cut: self.losses(cut) * factors[cut], indices, masks)]
+        return [found for _, found in finite_passes(model, lambda cut: self.losses(cut) * factors[cut], indices, masks)]
 
     def loop(self) -> Tensor:
         """Gradients [N, P] of examples passed one at a time, unpadded."""
@@ -131,7 +131,7 @@ class Case:
         handle.remove()
         return torch.cat([(value * self.backbone.masks.get(name, 1)).flatten(1) for name, value in found.items()], 1)
 
-    def sums(self, parts: Sequence[Recorded], clip: float, clipping: str) -> Tensor:
+    def sums(self, parts: Sequence[PerExample], clip: float, clipping: str) -> Tensor:
         """The clipped sum [P] of a logical batch, recorded in parts."""
         sums = zeros(self.backbone.model)
         for part in parts:
@@ -173,9 +173,9 @@ def flat(sums: dict[str, Tensor]) -> Tensor:
     return torch.cat([value.flatten() for value in sums.values()])
 
 
-def norms(recorded: Recorded) -> Tensor:
+def norms(found: PerExample) -> Tensor:
     """Norms [B] without the gradients."""
-    return torch.stack([part.square_norm() for part in recorded.parts.values()]).sum(0).sqrt()
+    return torch.stack([part.square_norm() for part in found.parts.values()]).sum(0).sqrt()
 
 
 def gap(found: Tensor, expected: Tensor) -> float:
@@ -197,9 +197,9 @@ def cut(indices: list[int], draw: torch.Generator) -> list[list[int]]:
 def test_equals_loop(family: str, method: str, kind: str) -> None:
     """In every phase gradients and ghost norms are those of examples passed alone, in float32 and in float64."""
     for case in cases(family, method, kind):
-        single = case.record(case.all)
+        single = case.one_pass(case.all)
         case.backbone.model.double()
-        double, expected = case.record(case.all), case.loop()
+        double, expected = case.one_pass(case.all), case.loop()
 
         assert gap(double.each(), expected) <= 1e-10
         assert gap(single.each(), expected) <= 1e-5
@@ -214,7 +214,7 @@ def test_equals_vmap(method: str, kind: str) -> None:
     for case in cases("bert", method, kind, attention="eager"):
         case.backbone.model.double()
 
-        assert gap(case.record(case.all).each(), case.vmapped()) <= 1e-10
+        assert gap(case.one_pass(case.all).each(), case.vmapped()) <= 1e-10
 
 
 @pytest.mark.parametrize("lengths", [(2, 2, 2), (30, 11, 30)])
@@ -224,7 +224,7 @@ def test_ghost_norms(method: str, lengths: tuple[int, ...]) -> None:
     for case in cases("bert", method, "tokens", lengths=lengths, width=64):
         for dtype, bound in ((torch.float32, 1e-4), (torch.float64, 1e-9)):
             case.backbone.model.to(dtype)
-            recorded = case.record(case.all)
+            recorded = case.one_pass(case.all)
 
             assert gap(norms(recorded), recorded.each().norm(dim=1)) <= bound
 
@@ -235,7 +235,7 @@ def test_ghost_norms_of_real_weights() -> None:
     job = build(spec, find_sources(spec, Places(device="cpu")))
     batch = job.batch(job.train, range(24))
     short, whole = (
-        norms(record(job.backbone.model.to(dtype), lambda: job.losses(batch), 24)).double()
+        norms(per_example_pass(job.backbone.model.to(dtype), lambda: job.losses(batch), 24)).double()
         for dtype in (torch.float32, torch.float64)
     )
     over = short / whole - 1
@@ -262,18 +262,18 @@ def test_coarse_products(allow: Callable[[], None]) -> None:
     allow()
     try:
         with pytest.raises(ValueError, match="torch may make products of float32 in a coarser type such as TF32"):
-            case.record(case.all)
+            case.one_pass(case.all)
     finally:
         torch.set_float32_matmul_precision("highest")
 
-    assert case.record(case.all).norms.isfinite().all()
+    assert case.one_pass(case.all).norms.isfinite().all()
 
 
 def test_both_branches() -> None:
     """At 30 tokens the model of the ghost norms has linear weights of both kinds, formed and never formed."""
     case = next(cases("bert", "full", "tokens", lengths=(30, 11, 30), width=64))
     layer = "bert.encoder.layer.0."
-    parts = case.record(case.all).parts
+    parts = case.one_pass(case.all).parts
 
     assert isinstance(parts[layer + "attention.self.query.weight"], Product)
     assert isinstance(parts[layer + "intermediate.dense.weight"], Each)
@@ -287,7 +287,7 @@ def test_cancelling_norm(seed: int) -> None:
     common, little = (torch.randn(1, size, 256, generator=generator) for size in (1, 8))
     x = 100 * common / common.norm() + 0.01 * little / little.norm()
     signs = torch.tensor([1.0, -1.0]).repeat(4)
-    found = record(layer, lambda: (layer(x)[..., 0] * signs).sum(1), 1)
+    found = per_example_pass(layer, lambda: (layer(x)[..., 0] * signs).sum(1), 1)
     sums = zeros(layer)
     found.add_clipped(sums, clip, "abadi")
 
@@ -302,7 +302,7 @@ def test_cancelling_norm_of_like_values(size: float, apart: float) -> None:
     layer, clip = nn.Linear(256, 256, bias=False), 0.01
     signs = torch.tensor([1.0, -1.0]).repeat(32)
     x = (size * (1 + apart * signs))[None, :, None].expand(1, 64, 256)
-    found = record(layer, lambda: (layer(x).sum(2) * signs).sum(1), 1)
+    found = per_example_pass(layer, lambda: (layer(x).sum(2) * signs).sum(1), 1)
     sums = zeros(layer)
     found.add_clipped(sums, clip, "abadi")
 
@@ -316,11 +316,11 @@ def test_masks(method: str) -> None:
     draw = torch.Generator().manual_seed(2)
     for case in cases("bert", method):
         model = case.backbone.model.double()
-        whole = case.record(case.all).each()
+        whole = case.one_pass(case.all).each()
         trained, held = case.backbone.trained(), case.backbone.masks
         masks = {name: torch.rand(p.shape, generator=draw) < 0.5 for name, p in trained.items()}
         masks |= {name: masks[name] & mask for name, mask in held.items()}
-        found = record(model, partial(case.losses, case.all), len(case.all), masks)
+        found = per_example_pass(model, partial(case.losses, case.all), len(case.all), masks)
         expected = whole * flat(masks)
         sums = zeros(model)
         lengths = found.add_clipped(sums, 0.1, "abadi")
@@ -339,7 +339,7 @@ def test_clipped_sum(method: str, clipping: str) -> None:
         each = case.loop()
         lengths = each.norm(dim=1)
         for splits in (1, 2, 4):
-            parts = [case.record(case.all[at::splits]) for at in range(splits)]
+            parts = [case.one_pass(case.all[at::splits]) for at in range(splits)]
             for clip in (1e-3, 1.0, float("inf")):
                 if clipping == "automatic" and clip == float("inf"):
                     continue
@@ -364,7 +364,8 @@ def test_sensitivity(method: str) -> None:
                 size = int(torch.randint(1, 17, (), generator=draw))
                 batch = torch.randperm(24, generator=draw)[:size].tolist()
                 whole, rest = (
-                    [found for part in cut(b, draw) for found in case.passes(part, factors)] for b in (batch, batch[1:])
+                    [found for part in cut(b, draw) for found in case.finite_passes(part, factors)]
+                    for b in (batch, batch[1:])
                 )
                 for clip in (1e-3, 10 ** (4 * torch.rand((), generator=draw).item() - 3), 10.0):
                     for clipping in CLIPPINGS:
@@ -383,8 +384,8 @@ def test_lost_example(method: str, value: float) -> None:
         factors[2] = value
         rest = [i for i in case.all if i != 2]
         for clipping in CLIPPINGS:
-            found = case.sums(case.passes(case.all, factors), 0.1, clipping)
-            expected = case.sums([case.record(rest)], 0.1, clipping)
+            found = case.sums(case.finite_passes(case.all, factors), 0.1, clipping)
+            expected = case.sums([case.one_pass(rest)], 0.1, clipping)
 
             assert (found - expected).norm() <= 1e-6 * expected.norm()
 
@@ -401,9 +402,9 @@ def test_lost_states(method: str) -> None:
         ids = [[39 if i == 2 else min(token, 38) for token in row] for i, row in enumerate(case.data.ids)]
         case = replace(case, data=replace(case.data, ids=ids))
         rest = [i for i in case.all if i != 2]
-        expected = case.sums([case.record(rest)], 0.1, "abadi")
+        expected = case.sums([case.one_pass(rest)], 0.1, "abadi")
         handle = case.backbone.embeddings.register_forward_hook(poison, with_kwargs=True)
-        found = case.sums(case.passes(case.all, torch.ones(len(case.data))), 0.1, "abadi")
+        found = case.sums(case.finite_passes(case.all, torch.ones(len(case.data))), 0.1, "abadi")
         handle.remove()
 
         assert (found - expected).norm() <= 1e-6 * expected.norm()

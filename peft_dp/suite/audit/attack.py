@@ -38,9 +38,8 @@ from torch import Tensor, nn
 from peft_dp import rng
 from peft_dp.models.backbone import Backbone
 from peft_dp.models.batch import Encoded
-from peft_dp.privacy import gradients
-from peft_dp.privacy.engine import noised_sum
-from peft_dp.privacy.gradients import Recorded
+from peft_dp.privacy.gradients import PerExample, per_example_pass
+from peft_dp.privacy.noised_sum import noised_sum
 from peft_dp.privacy.per_example import Part
 from peft_dp.privacy.plan import Plan, private_plan, spent
 from peft_dp.training.job import Job
@@ -109,7 +108,7 @@ def audit(job: Job, canaries: int = CANARIES) -> Audit:
     draw = numpy.random.default_rng(job.spec.seed)
     privacy = replace(job.spec.privacy, epsilon=EPSILON, delta=DELTA, sampling="poisson")
     plan = private_plan(privacy, canaries, canaries, STEPS)
-    planted = _Canaries.spread(job.backbone, canaries, plan.clip, draw)
+    planted = _Canaries.plant(job.backbone, canaries, plan.clip, draw)
     inside = draw.random(canaries) < 0.5
     scores = _scores(job, plan, planted, inside)
     mu, limit = _distance(scores, inside)
@@ -144,7 +143,7 @@ class _Canaries:
     size: float
 
     @classmethod
-    def spread(cls, backbone: Backbone, canaries: int, clip: float, draw: numpy.random.Generator) -> _Canaries:
+    def plant(cls, backbone: Backbone, canaries: int, clip: float, draw: numpy.random.Generator) -> _Canaries:
         """One for each parameter, the others by the number of values that it trains; no two at one place."""
         trained, masks = backbone.trained(), backbone.masks
         open_ = [int(masks[name].sum()) if name in masks else p.numel() for name, p in trained.items()]
@@ -161,7 +160,7 @@ class _Canaries:
         )
         return cls([*trained], owners, flat, TIMES * clip)
 
-    def replace(self, found: Recorded, cut: list[int]) -> Recorded:
+    def replace(self, found: PerExample, cut: list[int]) -> PerExample:
         """A physical batch with the gradients of its canaries in place of their rows' own."""
         owners, places = (values[cut].to(found.losses.device) for values in (self.owners, self.places))
         rows = {name: (owners == at).nonzero().flatten() for at, name in enumerate(self.names)}
@@ -208,8 +207,8 @@ def _scores(job: Job, plan: Plan, canaries: _Canaries, inside: NDArray[numpy.boo
         now[:] = cut
         return job.losses(job.batch(rows, cut))
 
-    def record(model: nn.Module, call: Callable[[], Tensor], examples: int, masks: Mapping[str, Tensor]) -> Recorded:
-        found = gradients.record(model, call, examples, masks)
+    def planted(model: nn.Module, call: Callable[[], Tensor], examples: int, masks: Mapping[str, Tensor]) -> PerExample:
+        found = per_example_pass(model, call, examples, masks)
         return canaries.replace(found, now)
 
     scores = torch.zeros(len(inside), dtype=torch.float64)
@@ -219,7 +218,9 @@ def _scores(job: Job, plan: Plan, canaries: _Canaries, inside: NDArray[numpy.boo
         for _ in range(plan.steps):
             if begin_step := getattr(job.method, "begin_step", None):
                 begin_step(job.backbone, noise)
-            sums = noised_sum(job.backbone.model, losses, cuts, plan, noise, masks=job.backbone.masks, record=record)
+            sums = noised_sum(
+                job.backbone.model, losses, cuts, plan, noise, masks=job.backbone.masks, per_example_pass=planted
+            )
             for at, name in enumerate(canaries.names):
                 mine = (canaries.owners == at).nonzero().flatten()
                 scores[mine] += sums[name].cpu().flatten()[canaries.places[mine]]

@@ -24,7 +24,7 @@ from peft_dp.models.backbone import Backbone, load
 from peft_dp.models.batch import Batch, Encoded
 from peft_dp.models.packing import rows
 from peft_dp.models.source import Random
-from peft_dp.privacy.gradients import factors, record, zeros
+from peft_dp.privacy.gradients import factors, per_example_pass, zeros
 from peft_dp.spec import Spec
 from peft_dp.training.frozen_prefix import frozen
 
@@ -173,8 +173,8 @@ class Shapes:
             for total, gradient in zip(sums.values(), gradients, strict=True):
                 total += gradient
             return
-        # Not `Recorded.add_clipped`, which looks at values.
-        found = record(self.backbone.model, losses, len(batch), self._masks())
+        # Not `PerExample.add_clipped`, which looks at values.
+        found = per_example_pass(self.backbone.model, losses, len(batch), self._masks())
         weights = factors(found.norms, 1.0, self.spec.privacy.clipping)
         for name, part in found.parts.items():
             part.add_to(sums[name], weights)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from peft_dp import Places, Spec, registry
 from peft_dp.privacy import gradients
-from peft_dp.privacy.engine import noised_sum
+from peft_dp.privacy.noised_sum import noised_sum
 from peft_dp.privacy.plan import Plan
 from peft_dp.spec import Privacy
 from peft_dp.suite import papers
@@ -25,6 +25,8 @@ from peft_dp.suite.audit import attack as auditing
 from peft_dp.suite.audit.attack import audit, gaussian_bound, gaussian_epsilon, one_run_bound
 from peft_dp.training.job import Job, build, find_sources
 from peft_dp.validate import Missing
+
+from ...gradients import clipped_sum
 
 Make = Callable[..., Spec]
 METHODS = registry.names("methods")
@@ -48,7 +50,7 @@ def plan(**fields: object) -> Plan:
 def planted(job: Job, canaries: int) -> tuple[auditing._Canaries, numpy.ndarray[Any, Any]]:
     """Canaries of a job, and which of them are in."""
     draw = numpy.random.default_rng(1)
-    return auditing._Canaries.spread(job.backbone, canaries, 0.5, draw), draw.random(canaries) < 0.5
+    return auditing._Canaries.plant(job.backbone, canaries, 0.5, draw), draw.random(canaries) < 0.5
 
 
 # What comes from the two functions for this in google-deepmind/jax_privacy, auditing.py, at significance 0.05, delta
@@ -187,7 +189,7 @@ def test_examples(spec: Make, places: Places, method: str) -> None:
             parameter += 0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
     canaries, inside = planted(job, 300)
     scores = auditing._scores(job, plan(), canaries, inside)
-    sums = gradients.clipped_sum(job, job.train.batch(range(8), "cpu"), 0.5).sums
+    sums = clipped_sum(job, job.train.batch(range(8), "cpu"), 0.5).sums
     named = [(canaries.names[owner], place) for owner, place in zip(canaries.owners, canaries.places, strict=True)]
     alone = numpy.array([float(sums[name].flatten()[place]) for name, place in named[:300]])
 

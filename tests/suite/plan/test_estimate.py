@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from peft_dp import Places, Record, Spec, registry, tasks
 from peft_dp.measuring import cost
 from peft_dp.measuring.environment import environment
-from peft_dp.privacy.engine import noised_sum
+from peft_dp.privacy.noised_sum import noised_sum
 from peft_dp.privacy.plan import calibrate
 from peft_dp.rng import generator
 from peft_dp.spec import Privacy, to_json

@@ -1,0 +1,73 @@
+"""The noised sum of a logical batch: what a private step may see of its examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from peft_dp import rng
+from peft_dp.models.backbone import trained_parameters
+from peft_dp.privacy.gradients import Losses, PerExample, finite_passes, halved, per_example_pass, zeros
+from peft_dp.privacy.plan import Plan
+
+Watch = Callable[[list[int], Tensor, Tensor], None]
+"""Called for each physical batch with its example indices, losses [B] and gradient norms [B] (empty if not private)."""
+
+
+def noised_sum(
+    model: nn.Module,
+    losses: Losses,
+    cuts: Iterable[list[int]],
+    plan: Plan,
+    source: rng.Source,
+    *,
+    masks: Mapping[str, Tensor] | None = None,
+    watch: Watch | None = None,
+    per_example_pass: Callable[..., PerExample] = per_example_pass,
+) -> dict[str, Tensor]:
+    """Name of each trained parameter -> sum of the clipped gradients of a logical batch, noise added once.
+
+    The noise does not depend on how many examples were drawn, nor on how they are cut.
+
+    Args:
+        model: Those of its parameters train that require a gradient.
+        losses: Gives the losses of a physical batch.
+        cuts: The logical batch, cut into physical ones; empty for a batch that drew nobody.
+        plan: Clip and noise; with clip = inf and noise 0 this is the ordinary gradient.
+        source: Of the noise.
+        masks: As in `gradients.per_example_pass`.
+        watch: Sees each physical batch.
+        per_example_pass: Gives the per-example gradients; the audit puts its canaries there.
+
+    Raises:
+        ValueError: As `gradients.per_example_pass`.
+        torch.OutOfMemoryError: One example alone is too large; of more than one, the halves are passed.
+    """
+    masks = masks or {}
+    trained = list(trained_parameters(model).values())
+    sums = zeros(model)
+    watch = watch or (lambda cut, losses, norms: None)
+
+    def ordinary(cut: list[int]) -> tuple[Tensor, Sequence[Tensor]]:
+        each = losses(cut)
+        return each.detach(), torch.autograd.grad(each.sum(), trained)
+
+    for cut in cuts:
+        if plan.private:
+            for part, found in finite_passes(model, losses, cut, masks, per_example_pass):
+                watch(part, found.losses, found.add_clipped(sums, plan.clip, plan.clipping))
+                del found  # before the next physical batch, not after it
+        else:
+            for part, (each, gradients) in halved(ordinary, cut):
+                for total, gradient in zip(sums.values(), gradients, strict=True):
+                    total += gradient
+                watch(part, each, each.new_empty(0))
+                del gradients  # before the next physical batch, not after it
+    for name, total in sums.items():
+        if plan.private:
+            total += rng.normal(source, total, plan.noise_multiplier * plan.clip)
+        if name in masks:
+            total *= masks[name]
+    return sums
