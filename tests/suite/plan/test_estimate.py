@@ -196,7 +196,7 @@ def test_steps(spec: Make, private: bool) -> None:
 def test_work_needs_no_torch() -> None:
     """Ordering all cells imports neither torch nor transformers."""
     code = (
-        "import sys; from peft_dp import cells; from peft_dp.planning.estimate import work; "
+        "import sys; from peft_dp import cells; from peft_dp.suite.plan.estimate import work; "
         "print(min(map(work, cells())) > 0, sorted({'torch', 'transformers', 'opacus', 'scipy'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
