@@ -87,9 +87,9 @@ def test_nothing_is_missed(spec: Callable[..., Spec]) -> None:
 import json, sys
 from peft_dp import Places, run
 from peft_dp.spec import Optimiser, Privacy, Spec
-run(Spec(budget="smoke", backbone="minilm", task="sentiment", train=8, dev=8, method="lora", config={"rank": 2, "alpha": 2},
-         privacy=Privacy(epsilon=8.0, delta=1e-3), optimiser=Optimiser(rate=0.01), epochs=1, batch=4, max_length=16),
-    Places(device="cpu"))
+run(Spec(budget="smoke", backbone="minilm", task="sentiment", train=8, dev=8, epochs=1, batch=4, max_length=16,
+         method="lora", config={"rank": 2, "alpha": 2}, privacy=Privacy(epsilon=8.0, delta=1e-3),
+         optimiser=Optimiser(rate=0.01)), Places(device="cpu"))
 print(json.dumps([m.__file__ for n, m in sys.modules.items() if n.startswith("peft_dp.")]))
 """
     done = subprocess.run([sys.executable, "-c", run], cwd=ROOT, capture_output=True, text=True, check=True)
