@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import re
-import tempfile
+import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, field
@@ -112,8 +112,9 @@ class Records:
         self.folder = folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
+            probe = folder / f".probe-{secrets.token_hex(4)}"
+            write(probe, "")  # as a record is written: some file systems refuse a step of that
+            probe.unlink()
         except OSError as error:
             raise Unwritable(f"records folder {folder}", error) from None
 
@@ -162,6 +163,7 @@ class Records:
         try:
             write(path, text)
         except OSError as error:
+            _log.error("this record cannot be written, so here it is whole:\n%s", text)
             raise Unwritable(f"record {path}", error) from None
         return path
 

@@ -193,8 +193,14 @@ def test_whole_record_stays(tmp_path: Path, record: Record) -> None:
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
-def test_full_disk(tmp_path: Path, record: Record, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
-    """A write that fails leaves the old file as it was, and no temporary one."""
+def test_full_disk(
+    tmp_path: Path,
+    record: Record,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    step: str,
+) -> None:
+    """A write that fails leaves the old file as it was and no temporary one, and says the record whole."""
     folder = Records(tmp_path)
     path = folder.save(record)
     before = path.read_bytes()
@@ -208,9 +214,23 @@ def test_full_disk(tmp_path: Path, record: Record, monkeypatch: pytest.MonkeyPat
 
     start = f"record {path} cannot be written to (No space left on device)"
     assert str(caught.value) == f"{start}: {REMEDY}"
+    assert '"score": 1.0' in caplog.text
+    assert record.key in caplog.text
 
     assert [path] == list(tmp_path.iterdir())
     assert before == path.read_bytes()
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_folder_is_tried_as_a_record_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    """A folder that refuses any step of saving is refused before anything trains."""
+
+    def fail(*arguments: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, step, fail)
+    with pytest.raises(Unwritable, match="records folder"):
+        Records(tmp_path)
 
 
 def test_not_a_number(tmp_path: Path, record: Record) -> None:
