@@ -10,6 +10,7 @@ another of its type (IOB1), the copies that circulate write it at each start
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from itertools import groupby, pairwise
 from pathlib import Path
 
@@ -50,7 +51,8 @@ def _read(folder: Path, split: str) -> list[Example]:
     if not path.is_file():
         raise Missing(f"{path} is missing: put train.txt, valid.txt and test.txt of CoNLL-2003 in {folder}")
     examples = []
-    for apart, lines in groupby(enumerate(path.read_bytes().splitlines(), 1), key=lambda line: _parts(line[1])):
+    held = path.read_bytes().removeprefix(BOM_UTF8)
+    for apart, lines in groupby(enumerate(held.splitlines(), 1), key=lambda line: _parts(line[1])):
         if not apart:
             words, tags = zip(*(_row(f"{path}, line {number}", line) for number, line in lines), strict=True)
             examples.append(Example(" ".join(words), None, _begun(tags)))
@@ -73,10 +75,19 @@ def _row(where: str, line: bytes) -> tuple[str, int]:
     except UnicodeDecodeError as error:
         raise _wrong(f"{where} is not UTF-8") from error
     if len(cells) != len(_COLUMNS):
-        raise _wrong(f"{where} has {len(cells)} columns, not {len(_COLUMNS)} ({', '.join(_COLUMNS)}) parted by spaces")
+        found = f"{len(cells)} columns ({_kinds(cells)})"
+        raise _wrong(f"{where} has {found}, not {len(_COLUMNS)} ({', '.join(_COLUMNS)}) separated by spaces")
     if cells[-1] not in TAGS:
-        raise _wrong(f"{where} has the tag {short(cells[-1])}, not one of: {', '.join(TAGS)}")
+        raise _wrong(
+            f"{where} has {short(cells[-1])} where its tag should stand, not one of: {', '.join(TAGS)}; "
+            f"its columns are {_kinds(cells)}"
+        )
     return cells[0], TAGS.index(cells[-1])
+
+
+def _kinds(cells: list[str]) -> str:
+    """Return what the columns of a line seem to be, such as "word, tag, number"."""
+    return ", ".join("tag" if cell in TAGS else "number" if cell.isdigit() else "word" for cell in cells)
 
 
 def _begun(tags: tuple[int, ...]) -> tuple[int, ...]:

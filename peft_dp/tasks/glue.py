@@ -159,10 +159,10 @@ def _tsv(path: Path, layout: Layout) -> Iterator[tuple[str, list[str]]]:
     start = 0 if layout.header else 1
     for number, text in enumerate(lines[start:], start + 1):
         row = text.split("\t")
-        if len(row) >= len(header):
+        if len(row) == len(header):
             yield f"{path}, line {number}", [row[i] for i in picked]
-        elif not layout.holes:
-            raise _wrong(f"{path}, line {number} has only {len(row)} of {len(header)} columns")
+        elif len(row) > len(header) or not layout.holes:
+            raise _wrong(f"{path}, line {number} has {len(row)} columns, not {len(header)}")
 
 
 def _parquet(path: Path, layout: Layout) -> Iterator[tuple[str, list[str]]]:

@@ -19,6 +19,9 @@ PETER = "Peter NNP I-NP I-PER\nBlackburn NNP I-NP I-PER\n"
 START = "-DOCSTART- -X- O O\n\n"
 
 
+FOUR = "(word, part of speech, chunk, tag) separated by spaces"
+
+
 @pytest.fixture
 def put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Put:
     """Writes the three files and expects that many sentences in each."""
@@ -94,17 +97,28 @@ def test_lines_of_other_systems(put: Put) -> None:
     assert [("10\xa0000 Mr.", "O O")] == read(folder)
 
 
+def test_byte_order_mark(put: Put) -> None:
+    """A byte-order mark is no part of the first word."""
+    assert [("EU rejects German .", "B-ORG O B-MISC O")] == read(put(EU.encode("utf-8-sig")))
+
+
 @pytest.mark.parametrize(
     ("train", "message"),
     [
         ("", "conll2003/train.txt is empty"),
         (START, "conll2003/train.txt is empty"),
         (f"{EU}\nPeter NNP I-PER\n",
-         "conll2003/train.txt, line 6 has 3 columns, not 4 (word, part of speech, chunk, tag) parted by spaces"),
+         f"conll2003/train.txt, line 6 has 3 columns (word, word, tag), not 4 {FOUR}"),
         (f"{EU}\nPeter\n",
-         "conll2003/train.txt, line 6 has 1 columns, not 4 (word, part of speech, chunk, tag) parted by spaces"),
+         f"conll2003/train.txt, line 6 has 1 columns (word), not 4 {FOUR}"),
+        ("EU B-ORG 0\n",
+         f"conll2003/train.txt, line 1 has 3 columns (word, tag, number), not 4 {FOUR}"),
         (f"{START}Peter NNP I-NP I-PERSON\n",
-         "conll2003/train.txt, line 3 has the tag 'I-PERSON', not one of: " + ", ".join(conll.TAGS)),
+         "conll2003/train.txt, line 3 has 'I-PERSON' where its tag should stand, not one of: "
+         + ", ".join(conll.TAGS) + "; its columns are word, word, word, word"),
+        ("EU I-NP B-ORG 0\n",
+         "conll2003/train.txt, line 1 has '0' where its tag should stand, not one of: "
+         + ", ".join(conll.TAGS) + "; its columns are word, word, tag, number"),
         (EU.encode() + b"Z\xfcrich NNP I-NP O\n", "conll2003/train.txt, line 5 is not UTF-8"),
         (f"{EU}\n{PETER}", "conll2003/train.txt has 2 sentences, the official file has 1"),
     ],

@@ -138,8 +138,10 @@ def test_qqp_lost_row(put: Put) -> None:
         ("rte", "\n\n", "RTE/train.tsv is empty"),
         ("rte", RTE, "RTE/train.tsv has 0 rows, the official file has 1: truncated or another version"),
         ("rte", "index\tsentence1\tlabel\n", "RTE/train.tsv has no column 'sentence2', only index, sentence1, label"),
-        ("rte", f"{RTE}0\tA.\tB.\t0\n1\tA.\n", "RTE/train.tsv, line 3 has only 2 of 4 columns"),
-        ("cola", "gj04\t1\t\tHe left.\ngj04\t1", "CoLA/train.tsv, line 2 has only 2 of 4 columns"),
+        ("rte", f"{RTE}0\tA.\tB.\t0\n1\tA.\n", "RTE/train.tsv, line 3 has 2 columns, not 4"),
+        ("cola", "gj04\t1\t\tHe left.\ngj04\t1", "CoLA/train.tsv, line 2 has 2 columns, not 4"),
+        ("rte", f"{RTE}0\tA.\tB.\t1\t0\n", "RTE/train.tsv, line 2 has 5 columns, not 4"),
+        ("qqp", f"{QQP}0\t1\t2\tA.\tB.\t1\t0\n", "QQP/train.tsv, line 2 has 7 columns, not 6"),
         ("rte", f"{RTE}0\tA.\t \t0\n", "RTE/train.tsv, line 2 has an empty sentence"),
         ("rte", f"{RTE}0\tA.\tB.\t-1\n",
          "RTE/train.tsv, line 2 has the label '-1', not one of: entailment, not_entailment"),
@@ -164,7 +166,7 @@ def test_dev_is_read(put: Put) -> None:
     """The dev file is held to the same rules."""
     folder = put("rte", f"{RTE}0\tA.\tB.\t0\n", f"{RTE}0\tA.\n")
 
-    assert refusal("rte", folder).startswith("RTE/dev.tsv, line 2 has only 2 of 4 columns")
+    assert refusal("rte", folder).startswith("RTE/dev.tsv, line 2 has 2 columns, not 4")
 
 
 def parquet(path: Path, columns: dict[str, list[object]]) -> None:
