@@ -130,7 +130,7 @@ def _is_worker(config: pytest.Config) -> bool:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """One worker a GPU, or a core: `pytest -n auto`."""
-    return machine.number()
+    return machine.default_workers()
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -139,7 +139,7 @@ def pytest_xdist_setupnodes(config: pytest.Config, specs: list[Any]) -> None:
     if config.option.peft_records:  # refused here in one sentence, and not by each worker
         _open(config)
     for index, spec in enumerate(specs):
-        spec.env = machine.settings(index, len(specs)) | spec.env
+        spec.env = machine.worker_environment(index, len(specs)) | spec.env
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -25,12 +25,15 @@ class Places:
     device: str = "auto"
 
 
-NAMED = re.compile(r"\d+|(GPU|MIG)-\S+")
+_GPU_NAME = re.compile(r"\d+|(GPU|MIG)-\S+")
 """What `CUDA_VISIBLE_DEVICES` may name; CUDA stops reading at what it does not know, such as -1."""
 
 
-def visible() -> list[str]:
-    """The GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them; else all that nvidia-smi lists."""
+def visible_gpus() -> list[str]:
+    """Return the GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them; else all that nvidia-smi lists.
+
+    A machine without GPUs or without nvidia-smi has none.
+    """
     names = os.environ.get("CUDA_VISIBLE_DEVICES")
     if names is None:
         command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
@@ -39,32 +42,35 @@ def visible() -> list[str]:
         except (OSError, subprocess.SubprocessError):
             return []
         names = ",".join(done.stdout.split())
-    return list(takewhile(NAMED.fullmatch, (name.strip() for name in names.split(","))))
+    return list(takewhile(_GPU_NAME.fullmatch, (name.strip() for name in names.split(","))))
 
 
-def number() -> int:
-    """One worker a GPU; without any, one a core, since several workers of one thread beat one of several."""
-    return len(visible()) or _cores()
+def default_workers() -> int:
+    """Return how many workers to start: one per GPU; without GPUs, one per core.
+
+    Several workers of one thread train small models faster than one worker of several threads.
+    """
+    return len(visible_gpus()) or _cores()
 
 
-def settings(index: int, workers: int) -> dict[str, str]:
-    """The environment of one of several workers, to be set before it loads torch.
+def worker_environment(index: int, workers: int) -> dict[str, str]:
+    """Return the environment variables of one of several workers, to be set before it loads torch.
 
     Args:
-        index: Its number, from 0.
+        index: Number of the worker, from 0.
         workers: How many there are; they share the GPUs and the cores.
     """
     share = max(1, _cores() // workers)
     asked = os.environ.get("OMP_NUM_THREADS", "")
     threads = min(share, int(asked)) if asked.isdigit() else share
-    found = {"PEFT_DP_WORKERS": f"{workers}", "OMP_NUM_THREADS": f"{threads}"}
-    if gpus := visible():
-        found["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)]
-    return found
+    variables = {"PEFT_DP_WORKERS": f"{workers}", "OMP_NUM_THREADS": f"{threads}"}
+    if gpus := visible_gpus():
+        variables["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)]
+    return variables
 
 
-def side_by_side() -> int:
-    """How many workers share this machine, this one among them."""
+def worker_count() -> int:
+    """Return how many workers share this machine, this process among them."""
     return int(os.environ.get("PEFT_DP_WORKERS", "1"))
 
 

@@ -1,70 +1,68 @@
-"""Several workers: which tests each gets, beside pytest-xdist's own scheduler."""
+"""What a machine offers: its GPUs, and the share of each worker."""
 
 from __future__ import annotations
 
-import heapq
-import random
-from types import SimpleNamespace
-from typing import Any
+import os
+from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 
-from peft_dp.suite.plan.schedule import dealt, makespan
+from peft_dp import machine
 
 
-def scheduled(seconds: list[float], workers: int) -> float:
-    """When the last test ends under pytest-xdist's scheduler, one test at a time, on a clock that is made up."""
-    load = pytest.importorskip("xdist.scheduler.load", reason="needs pytest-xdist: pip install -e '.[parallel]'")
-    settings: dict[str, Any] = {"tx": [f"{workers}*popen"], "maxschedchunk": 1}
-    scheduler = load.LoadScheduling(SimpleNamespace(getvalue=settings.get, getoption=settings.get))
-    queues: list[list[int]] = [[] for _ in range(workers)]
-    nodes = [_Node(queue) for queue in queues]
-    for node in nodes:
-        scheduler.add_node(node)
-        scheduler.add_node_collection(node, [f"{test}" for test in range(len(seconds))])
-    scheduler.schedule()
-    running = [(seconds[queue[0]], at) for at, queue in enumerate(queues) if queue]
-    heapq.heapify(running)
-    now = 0.0
-    while running:
-        now, at = heapq.heappop(running)
-        done = queues[at].pop(0)
-        scheduler.mark_test_complete(nodes[at], done, seconds[done])
-        if queues[at]:
-            heapq.heappush(running, (now + seconds[queues[at][0]], at))
-    return now
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("3,5", ["3", "5"]),
+        (" 0 , 1 ", ["0", "1"]),
+        ("GPU-8f1c,MIG-2a", ["GPU-8f1c", "MIG-2a"]),
+        ("", []),
+        ("-1", []),
+        ("0,-1,1", ["0"]),
+        ("NoDevFiles", []),
+    ],
+)
+def test_given_gpus(monkeypatch: pytest.MonkeyPatch, given: str, found: list[str]) -> None:
+    """The caller's `CUDA_VISIBLE_DEVICES` is read as CUDA reads it: up to the first that names no GPU."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+
+    assert found == machine.visible_gpus()
+    assert machine.default_workers() == len(found or os.sched_getaffinity(0))
 
 
-class _Node:
-    """What a scheduler sees of a worker."""
+@pytest.mark.parametrize(
+    ("script", "found"), [("printf '0\\n1\\n'", ["0", "1"]), ("echo no driver; exit 9", []), (None, [])]
+)
+def test_listed_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str | None, found: list[str]) -> None:
+    """Left to itself a process may use all that nvidia-smi lists; none where it fails or is not there."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("PATH", f"{tmp_path}")
+    if script:
+        (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "nvidia-smi").chmod(0o755)
 
-    shutting_down = False
-
-    def __init__(self, queue: list[int]) -> None:
-        self.send_runtest_some = queue.extend
-        self.gateway = self  # of which the scheduler's log asks the id
-        self.id = "gw"
-
-    def shutdown(self) -> None:
-        """Does nothing: a worker without tests stands still."""
-
-
-@pytest.mark.parametrize("workers", [1, 2, 7, 64])
-@pytest.mark.parametrize("number", [1, 5, 13, 127, 128, 400])
-def test_makespan(number: int, workers: int) -> None:
-    """The time that a plan gives for several workers is that of pytest-xdist's scheduler."""
-    draw = random.Random(number * workers)
-    seconds = dealt(sorted((draw.lognormvariate(0, 1.5) for _ in range(number)), reverse=True), workers)
-
-    assert scheduled(seconds, workers) == pytest.approx(makespan(seconds, workers), rel=1e-12)
+    assert found == machine.visible_gpus()
 
 
-@pytest.mark.parametrize("workers", [1, 2, 7, 64])
-def test_dealt(workers: int) -> None:
-    """Every test stays, none of the longest waits behind another, and what is left goes from the longest down."""
-    tests = list(range(200))
-    found = dealt(tests, workers)
+def environments(workers: int) -> Iterable[tuple[str | None, int]]:
+    """Yield the GPU and the threads of each worker."""
+    for index in range(workers):
+        found = machine.worker_environment(index, workers)
+        assert found["PEFT_DP_WORKERS"] == f"{workers}"
+        yield found.get("CUDA_VISIBLE_DEVICES"), int(found["OMP_NUM_THREADS"])
 
-    assert tests == sorted(found)
-    assert list(range(workers)) == found[: 2 * workers : 2]
-    assert found[2 * workers :] == sorted(found[2 * workers :])
+
+def test_worker_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers share GPUs in turn and cores evenly, one at least, and no more threads than the caller allows."""
+    monkeypatch.setattr(machine, "_cores", lambda: 6)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert [("3", 2), ("5", 2), ("3", 2)] == list(environments(3))
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert [(None, 1)] * 9 == list(environments(9))
+    assert [(None, 6)] == list(environments(1))
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert [(None, 2)] == list(environments(1))

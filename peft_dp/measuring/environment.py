@@ -28,7 +28,7 @@ def environment() -> dict[str, object]:
         "cpu": _cpu(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "side_by_side": machine.side_by_side(),
+        "side_by_side": machine.worker_count(),
         "gpu": torch.cuda.get_device_name() if gpu else None,
         "cuda": torch.version.cuda if gpu else None,
         "coarse_products": coarse_products(),

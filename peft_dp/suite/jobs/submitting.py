@@ -177,12 +177,15 @@ def local(work: Work, cells: Sequence[Cell], number: int | None) -> list[Cell]:
         The cells that have no record yet: that failed, or whose process was killed.
     """
     sizes = [estimate.work(cell) * len(cell.specs(work.seeds)) for cell in cells]
-    groups = packed(sizes, number or machine.number())
+    groups = packed(sizes, number or machine.default_workers())
     context = multiprocessing.get_context("spawn")  # of torch nothing is to be there yet
     processes = []
     for index, group in enumerate(groups):
         runs = work.runs([cells[at] for at in group])
-        arguments = (Group(runs=runs, places=work.places, records=work.records), machine.settings(index, len(groups)))
+        arguments = (
+            Group(runs=runs, places=work.places, records=work.records),
+            machine.worker_environment(index, len(groups)),
+        )
         processes.append(context.Process(target=_process, args=arguments, daemon=True))
     print(f"{len(cells)} cells in {len(processes)} processes", flush=True)
     for process in processes:

@@ -186,7 +186,9 @@ def test_local(
     assert f"pytest bench -m smoke --peft-records {records} --peft-collect --peft-seeds 2" in said
     assert kept(records) == results(record for cell in papers.cells() for record in runs(cell.specs(2), places))
     found = [read(path) for path in records.iterdir()]
-    assert {int(machine.settings(0, 2)["OMP_NUM_THREADS"])} == {record.environment["threads"] for record in found}
+    assert {int(machine.worker_environment(0, 2)["OMP_NUM_THREADS"])} == {
+        record.environment["threads"] for record in found
+    }
 
 
 def test_failed_cell(

@@ -9,13 +9,12 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from peft_dp import Places, machine
+from peft_dp import Places
 from peft_dp.records import read
 
 from .test_bench import ROOT, Outcome, bench
@@ -366,63 +365,6 @@ def test_what_a_worker_sees(tables: Path) -> None:
     killed = (tables / "killed").read_text()
 
     assert {"gw0": "3 1 2", "gw1": "5 1 2", "gw2": seen[killed]} == seen
-
-
-@pytest.mark.parametrize(
-    ("given", "found"),
-    [
-        ("3,5", ["3", "5"]),
-        (" 0 , 1 ", ["0", "1"]),
-        ("GPU-8f1c,MIG-2a", ["GPU-8f1c", "MIG-2a"]),
-        ("", []),
-        ("-1", []),
-        ("0,-1,1", ["0"]),
-        ("NoDevFiles", []),
-    ],
-)
-def test_given_gpus(monkeypatch: pytest.MonkeyPatch, given: str, found: list[str]) -> None:
-    """The caller's `CUDA_VISIBLE_DEVICES` is read as CUDA reads it: up to the first that names no GPU."""
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
-
-    assert found == machine.visible()
-    assert machine.number() == len(found or os.sched_getaffinity(0))
-
-
-@pytest.mark.parametrize(
-    ("script", "found"), [("printf '0\\n1\\n'", ["0", "1"]), ("echo no driver; exit 9", []), (None, [])]
-)
-def test_listed_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str | None, found: list[str]) -> None:
-    """Left to itself a process may use all that nvidia-smi lists; none where it fails or is not there."""
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setenv("PATH", f"{tmp_path}")
-    if script:
-        (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{script}\n")
-        (tmp_path / "nvidia-smi").chmod(0o755)
-
-    assert found == machine.visible()
-
-
-def settings(number: int) -> Iterable[tuple[str | None, int]]:
-    """GPU and threads of each of so many workers."""
-    for index in range(number):
-        found = machine.settings(index, number)
-        assert found["PEFT_DP_WORKERS"] == f"{number}"
-        yield found.get("CUDA_VISIBLE_DEVICES"), int(found["OMP_NUM_THREADS"])
-
-
-def test_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers share GPUs in turn and cores evenly, one at least, and no more threads than the caller allows."""
-    monkeypatch.setattr(machine, "_cores", lambda: 6)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    assert [("3", 2), ("5", 2), ("3", 2)] == list(settings(3))
-
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert [(None, 1)] * 9 == list(settings(9))
-    assert [(None, 6)] == list(settings(1))
-
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    assert [(None, 2)] == list(settings(1))
 
 
 @pytest.mark.slow
