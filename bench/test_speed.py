@@ -130,7 +130,9 @@ def job(request):
 def ours(job):
     """A step of this project's loop."""
     from peft_dp import rng
-    from peft_dp.training.loop import Phase, Tally, noised_mean
+    from peft_dp.training.gradient import noised_mean
+    from peft_dp.training.phase import Phase
+    from peft_dp.training.tally import Tally
 
     noise, phase = rng.generator(0, "noise", job.device), Phase(job, 0)
     return lambda indices: phase.step(noised_mean(job, indices, noise, Tally(job.device)))
@@ -222,7 +224,8 @@ def operations(step, size):
     from torch.profiler import ProfilerActivity, profile
 
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it greets on stderr
-    with profile(activities=[ProfilerActivity.CPU], with_flops=True) as found:
+    # Without `acc_events` torch 2.10 and 2.11 warn that a profiler forgets its events at its next cycle; it has one.
+    with profile(activities=[ProfilerActivity.CPU], with_flops=True, acc_events=True) as found:
         step(range(size))
     return sum(event.flops for event in found.key_averages())
 
@@ -357,15 +360,14 @@ def test_growth(tokens, examples, layers, job, growth_table, request):
 @pytest.mark.parametrize("batch", [8, 32])
 def test_seeds(row, batch, job, seeds_table, request):
     """Time of an epoch of five seeds together over that of each alone."""
-    from peft_dp.training import fleet as together
-    from peft_dp.training import loop
+    from peft_dp.training.loop import fit, fit_together
 
     cell = next(cell for cell in cells("embedded/smoke") if cell.row.id == row and cell.task == "sentiment")
     made = replace(on_data(cell.spec, request, batch=batch, epochs=1, privacy=None), train=EPOCH // 2)
     seconds = interleaved(
         {
-            "alone": lambda _: [loop.fit(job(made.seeded(seed))) for seed in range(SEEDS)],
-            "together": lambda _: together.fit([job(made.seeded(seed)) for seed in range(SEEDS)]),
+            "alone": lambda _: [fit(job(made.seeded(seed))) for seed in range(SEEDS)],
+            "together": lambda _: fit_together([job(made.seeded(seed)) for seed in range(SEEDS)]),
             "building": lambda _: [job(made.seeded(seed)) for seed in range(SEEDS)],
         },
         0,

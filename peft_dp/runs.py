@@ -2,48 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from statistics import median
-from typing import Any, TextIO
+from typing import Self, TextIO
 
 import torch
 
 from peft_dp import code
 from peft_dp.machine import Places
-from peft_dp.measuring import change as moved
-from peft_dp.measuring import cost, scores
+from peft_dp.measuring import change, cost, scores
 from peft_dp.measuring.environment import environment, versions
-from peft_dp.models.batch import TOKENS
-from peft_dp.privacy import plan
 from peft_dp.records import Record, Records, key
 from peft_dp.spec import Spec
-from peft_dp.training import fleet as together
+from peft_dp.training import fleet
 from peft_dp.training.checkpoint import Checkpoint
 from peft_dp.training.job import Job, Sources, build, find_sources
-from peft_dp.training.loop import Trained, fit
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """A run and what it is made from.
-
-    Attributes:
-        key: Of its record.
-        hashes: Of data, weights and code.
-    """
-
-    spec: Spec
-    sources: Sources
-    key: str
-    hashes: dict[str, str]
+from peft_dp.training.loop import fit_together
+from peft_dp.training.run import Trained
 
 
 def run(
     spec: Spec, places: Places | None = None, records: Records | None = None, progress: TextIO | None = None
 ) -> Record:
-    """The record of a spec: read if `records` has it, else trained, measured and kept.
+    """Return the record of a spec: read if `records` has it, else trained, measured and kept.
 
     Args:
         spec: What to run.
@@ -61,36 +45,28 @@ def run(
 def runs(
     specs: Sequence[Spec], places: Places | None = None, records: Records | None = None, progress: TextIO | None = None
 ) -> list[Record]:
-    """As `run`, of specs that differ in their seeds only; those without a record train together where they can.
+    """Do as `run` for specs that differ in their seeds only; those without a record train together where they can.
 
     A record that another process trains is waited for.
     """
-    asked = [_wanted(spec, places or Places()) for spec in specs]
+    wanted = [_wanted(spec, places or Places()) for spec in specs]
     if records is None:
-        return list(reproduce(asked, progress))
-    found: dict[str, Record] = {}
-
-    def missing() -> list[Wanted]:
-        for one in asked:
-            if one.key not in found and (record := records.load(one.spec, one.key)):
-                found[one.key] = record
-                # Left where a run was killed just after its record was safe.
-                _checkpoint(records, one.spec, one.key).remove()
-        return [one for one in asked if one.key not in found]
-
-    if wanted := missing():
-        with records.held([(one.spec, one.key) for one in wanted]):
-            wanted = missing()  # another process may have written some meanwhile
-            for record in reproduce(_batch(asked, found), progress, records) if wanted else ():
-                if record.key not in found:
-                    records.save(record)
-                    found[record.key] = record
-                    _checkpoint(records, record.spec, record.key).remove()
-    return [found[one.key] for one in asked]
+        return [record for group in _reproduce(wanted, progress) for record in group]
+    found = _found(wanted, records)
+    if missing := [one for one in wanted if one.key not in found]:
+        with records.held([(one.spec, one.key) for one in missing]):
+            found |= _found(missing, records)  # another process may have written some meanwhile
+            for group in _reproduce(_unfinished(wanted, found), progress, records):
+                for record in group:
+                    if record.key not in found:
+                        records.save(record)
+                        found[record.key] = record
+                _checkpoint(group, records).remove()
+    return [found[one.key] for one in wanted]
 
 
 def all_recorded(specs: Sequence[Spec], places: Places, records: Records) -> bool:
-    """Whether each spec has its record; nothing trains.
+    """Return whether each spec has its record; trains nothing.
 
     Raises:
         ValueError: As `run`.
@@ -99,23 +75,21 @@ def all_recorded(specs: Sequence[Spec], places: Places, records: Records) -> boo
     return all(records.load(one.spec, one.key) for one in (_wanted(spec, places) for spec in specs))
 
 
-def _batch(asked: Sequence[Wanted], found: Mapping[str, Record]) -> list[Wanted]:
-    """Those without a record, and those that were trained beside them where a session was killed between two records.
+@dataclass(frozen=True)
+class Wanted:
+    """A run whose record is wanted, and what it is made from.
 
-    For a seed's last bits depend on which others are in its batches: of a group that is not whole all train again.
+    Attributes:
+        spec: What to run.
+        sources: What the spec names, found and checked.
+        key: Key of the record.
+        hashes: Hashes of data, weights and code.
     """
-    for size in {record.environment.get("seeds_together") for record in found.values()}:
-        group = [
-            one for one in asked if one.key not in found or found[one.key].environment.get("seeds_together") == size
-        ]
-        if len(group) == size:
-            return group
-    return [one for one in asked if one.key not in found]
 
-
-def _checkpoint(records: Records, spec: Spec, key: str) -> Checkpoint:
-    """Where a run's state is kept until its record is; the key is in the name, so no other run takes it for its own."""
-    return Checkpoint(records.path(spec, key).with_suffix(".safetensors"))
+    spec: Spec
+    sources: Sources
+    key: str
+    hashes: dict[str, str]
 
 
 def _wanted(spec: Spec, places: Places) -> Wanted:
@@ -124,85 +98,129 @@ def _wanted(spec: Spec, places: Places) -> Wanted:
     return Wanted(spec, sources, key(spec, hashes, versions(), sources.device), hashes)
 
 
-def reproduce(wanted: Sequence[Wanted], progress: TextIO | None, records: Records | None = None) -> Iterator[Record]:
-    """Builds the jobs, trains them and measures before and after.
+def _found(wanted: Sequence[Wanted], records: Records) -> dict[str, Record]:
+    """Return the records that are there, by key; without the checkpoints that a kill just after them has left."""
+    loaded = {one.key: records.load(one.spec, one.key) for one in wanted}
+    found = {key: record for key, record in loaded.items() if record}
+    for record in found.values():
+        _checkpoint([record], records).remove()
+    if len(found) == len(wanted):
+        _checkpoint(wanted, records).remove()
+    return found
 
-    A run that trains alone goes on from its checkpoint, if it has one among `records`; seeds that train together, which
-    are short runs, start again.
+
+def _unfinished(wanted: Sequence[Wanted], found: Mapping[str, Record]) -> list[Wanted]:
+    """Return the runs without a record, and those trained beside them where a process was killed between two records.
+
+    A seed's last bits depend on which others are in its batches: where a group is not whole, all of it trains again.
     """
-    jobs = [build(one.spec, one.sources) for one in wanted[:1]]
+    missing = [one for one in wanted if one.key not in found]
+    for size in {record.environment.get("seeds_together") for record in found.values()}:
+        group = [
+            one for one in wanted if one.key not in found or found[one.key].environment.get("seeds_together") == size
+        ]
+        if missing and len(group) == size:
+            return group
+    return missing
+
+
+def _checkpoint(group: Sequence[Wanted | Record], records: Records) -> Checkpoint:
+    """Return where runs that train together, or one alone, keep their state until they have their records.
+
+    The name has the key, of several runs a hash of their keys, so no other run takes the state for its own.
+    """
+    keys = [one.key for one in group]
+    name = keys[0] if len(keys) == 1 else hashlib.sha256(" ".join(keys).encode()).hexdigest()
+    return Checkpoint(records.path(group[0].spec, name).with_suffix(".safetensors"))
+
+
+def _reproduce(
+    wanted: Sequence[Wanted], progress: TextIO | None, records: Records | None = None
+) -> Iterator[list[Record]]:
+    """Build, train and measure; yield the records of runs that trained together, or of one that trained alone.
+
+    Where `records` has a checkpoint of theirs, the runs go on from it.
+    """
+    if not wanted:
+        return
+    jobs = [build(wanted[0].spec, wanted[0].sources)]
     step_bytes = cost.step_bytes(jobs[0])  # a step of another seed differs in its values only
-    if len(wanted) > 1 and together.possible(jobs[0]):
-        jobs += [together.sharing(jobs[0], build(one.spec, one.sources)) for one in wanted[1:]]
-        held = [_before(job) for job in jobs]
-        vectors = [(moved.vectors(job.backbone), moved.copies(job.backbone)) for job in jobs]
+    if len(wanted) > 1 and fleet.possible(jobs[0]):
+        jobs += [fleet.share_frozen(jobs[0], build(one.spec, one.sources)) for one in wanted[1:]]
+        group = None
         try:
-            every = together.fit(jobs, progress)
+            group = _train(wanted, jobs, step_bytes, progress, records)
         except (FloatingPointError, torch.OutOfMemoryError):
             jobs = []  # one seed can spoil the others' rows, and alone each takes less memory
-        else:
-            for one, job, values, start, trained in zip(wanted, jobs, held, vectors, every, strict=True):
-                yield _record(one, job, values, start, trained, step_bytes, len(jobs))
+        if group is not None:
+            yield group
             return
+        if records:
+            _checkpoint(wanted, records).remove()
     for one in wanted:
         job = jobs.pop() if jobs else build(one.spec, one.sources)
-        values, start = _before(job), (moved.vectors(job.backbone), moved.copies(job.backbone))
-        checkpoint = _checkpoint(records, one.spec, one.key) if records else None
-        yield _record(one, job, values, start, fit(job, progress, checkpoint), step_bytes, 1)
+        yield _train([one], [job], step_bytes, progress, records)
 
 
-def _before(job: Job) -> dict[str, float]:
-    """What is measured before training."""
-    return {quantity: getattr(scores, quantity)(job) for quantity in scores.KNOWN}
-
-
-def _record(
-    one: Wanted,
-    job: Job,
-    values: dict[str, float],
-    start: tuple[moved.Vectors, moved.Copies],
-    trained: Trained,
-    step_bytes: int,
-    seeds: int,
-) -> Record:
-    """What a training gave, beside `seeds` - 1 others in the same batches.
+def _train(
+    wanted: Sequence[Wanted], jobs: Sequence[Job], step_bytes: int, progress: TextIO | None, records: Records | None
+) -> list[Record]:
+    """Train jobs in the same batches, or one alone; return their records.
 
     Raises:
-        FloatingPointError: It has moved nothing.
+        FloatingPointError: A loss is not finite, or a training has moved nothing.
     """
-    vectors, copies = start
-    moved.check(copies, f"{one.spec.method} on {one.spec.task}, seed {one.spec.seed}")
-    predicted = scores.predictions(job)
-    values |= {quantity: getattr(scores, quantity)(job, predicted) for quantity in scores.TRAINED}
+    before = [_Before.of(job) for job in jobs]
+    trained = fit_together(jobs, progress, _checkpoint(wanted, records) if records else None)
+    return [
+        _record(one, job, old, new, step_bytes, len(jobs))
+        for one, job, old, new in zip(wanted, jobs, before, trained, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class _Before:
+    """What is measured of a job before it trains.
+
+    Attributes:
+        values: Quantity -> value, of those known then.
+        vectors: Copies of biases and scales.
+        copies: Copies of what the optimiser will update.
+    """
+
+    values: dict[str, float]
+    vectors: change.Vectors
+    copies: change.Copies
+
+    @classmethod
+    def of(cls, job: Job) -> Self:
+        """Measure a job."""
+        return cls(scores.known(job), change.vectors(job.backbone), change.copies(job.backbone))
+
+
+def _record(one: Wanted, job: Job, before: _Before, trained: Trained, step_bytes: int, seeds: int) -> Record:
+    """Return the record of a job that was trained, beside `seeds` - 1 others in the same batches.
+
+    Raises:
+        FloatingPointError: The training has moved nothing.
+    """
+    change.check(before.copies, job.title)
+    made_on = {"device": job.device, "seeds_together": seeds, "date": datetime.now(UTC).isoformat(timespec="seconds")}
     return Record(
         key=one.key,
         spec=one.spec,
-        values=values,
-        ledger=ledger(job, trained) if job.plan.private else None,
+        values=before.values | scores.trained(job, scores.predictions(job)),
+        ledger=trained.ledger,
         trail=trained.epochs,
-        moved=moved.moved(vectors, job.backbone),
-        cost=costs(trained) | {"peak_bytes": cost.weight_bytes(job) + trained.optimiser_bytes + step_bytes},
+        moved=change.moved(before.vectors, job.backbone),
+        cost=_speed(trained) | {"peak_bytes": cost.weight_bytes(job) + trained.optimiser_bytes + step_bytes},
         sources=one.hashes,
-        environment=environment()
-        | {
-            "device": one.sources.device,
-            "seeds_together": seeds,
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        },
+        environment=environment() | made_on,
     )
 
 
-def ledger(job: Job, trained: Trained) -> dict[str, Any]:
-    """What the run spent, from the steps it made and not from those it planned."""
-    steps = sum(epoch.steps for epoch in trained.epochs)
-    return plan.ledger(job.plan, steps, seeded=True) | {
-        "physical_batch": f"{TOKENS} tokens",
-        "clipped": [epoch.clipped for epoch in trained.epochs],
-    }
-
-
-def costs(trained: Trained) -> dict[str, float]:
-    """Median seconds of an epoch, and the rates of that of all epochs."""
+def _speed(trained: Trained) -> dict[str, float]:
+    """Return the median seconds of an epoch, and the examples and tokens per second of all epochs."""
     seconds = sum(epoch.seconds for epoch in trained.epochs)
     return {
         "epoch_seconds": median(epoch.seconds for epoch in trained.epochs),

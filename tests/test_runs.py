@@ -13,11 +13,11 @@ import peft_dp
 from peft_dp import Places, Record, Spec
 from peft_dp.measuring import scores
 from peft_dp.records import Records
-from peft_dp.runs import ledger, runs
+from peft_dp.runs import runs
 from peft_dp.spec import Privacy
-from peft_dp.training.fleet import sharing
+from peft_dp.training.fleet import share_frozen
 from peft_dp.training.job import Job, Sources, build, find_sources
-from peft_dp.training.loop import Trained
+from peft_dp.training.run import Trained
 from peft_dp.training.trail import Epoch
 
 Make = Callable[..., Spec]
@@ -106,7 +106,7 @@ def test_shuffling_is_no_guarantee(spec: Make, places: Places, sampling: Any, ma
     run = spec(privacy=PRIVACY)
     job = build(run, find_sources(run, places))
     epoch = Epoch(loss=0.0, clipped=0.5, examples=24, tokens=99, steps=3, seconds=1.0)
-    found = ledger(replace(job, plan=replace(job.plan, sampling=sampling)), Trained([epoch], 0))
+    found = Trained([epoch], 0, replace(job.plan, sampling=sampling)).ledger or {}
 
     assert (sampling, matches, 3) == (found["sampling"], found["matches_accountant"], found["steps"])
 
@@ -141,7 +141,7 @@ def test_kept(
     def train(*arguments: object) -> Record:
         raise AssertionError("trains again")
 
-    monkeypatch.setattr("peft_dp.runs.reproduce", train)
+    monkeypatch.setattr("peft_dp.runs.fit_together", train)
     second = peft_dp.run(spec(privacy=privacy), places, folder)
 
     assert modified == path.stat().st_mtime_ns
@@ -199,7 +199,7 @@ def test_seeds_together(spec: Make, places: Places, tmp_path: Path, monkeypatch:
 def test_frozen_values_are_held_once(spec: Make, places: Places) -> None:
     """Jobs that train together hold the frozen model once."""
     first, other = (build(s, find_sources(s, places)) for s in (spec(seed=0), spec(seed=1)))
-    sharing(first, other)
+    share_frozen(first, other)
     values = dict(first.backbone.model.named_parameters())
     for name, parameter in other.backbone.model.named_parameters():
         assert (parameter is values[name]) == (not parameter.requires_grad)

@@ -1,10 +1,8 @@
 """Peak memory of a training step, by the allocator's own count.
 
-On CUDA it is `max_memory_allocated`. A CPU has no such counter, and the
-process's resident size does not tell methods apart (freed memory stays with
-the process), so the same figure is put together: weights + optimiser state +
-the peak of what torch's CPU allocator handed out during one gradient step on
-the run's largest physical batch.
+On CUDA it is `max_memory_allocated`. A CPU has no such counter, and the process's resident size does not tell methods
+apart (freed memory stays with the process), so the same figure is put together: weights + optimiser state + the peak of
+what torch's CPU allocator handed out during one gradient step on the run's longest examples.
 """
 
 from __future__ import annotations
@@ -16,12 +14,13 @@ from collections.abc import Callable
 import torch
 
 from peft_dp import rng
+from peft_dp.training.gradient import noised_mean
 from peft_dp.training.job import Job
-from peft_dp.training.loop import Tally, noised_mean
+from peft_dp.training.tally import Tally
 
 
 def step_bytes(job: Job) -> int:
-    """Peak bytes of one gradient step beyond the weights; doubles as the warm-up, and changes nothing.
+    """Return the peak bytes of one gradient step beyond the weights; doubles as the warm-up, and changes nothing.
 
     The step has the run's longest examples; another step's physical batches may hold more of them, of as many tokens.
     """
@@ -36,7 +35,7 @@ def step_bytes(job: Job) -> int:
 
 
 def peak_bytes(step: Callable[[], None], device: str) -> int:
-    """Peak bytes that a step allocates beyond what was held before it."""
+    """Return the peak bytes that a step allocates on a device beyond what was held before it."""
     gc.collect()  # else what earlier runs left behind may be freed now and count against the step
     if device == "cuda":
         step()  # what cuBLAS takes at its first product and keeps is no step's
@@ -46,7 +45,9 @@ def peak_bytes(step: Callable[[], None], device: str) -> int:
         return torch.cuda.max_memory_allocated() - held
     # Kineto greets on stderr at each start unless it is told not to before its first.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    # Without `acc_events` torch 2.10 and 2.11 warn that a profiler forgets its events at its next cycle; it has one.
+    with torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True) as profile:
         step()
     live = peak = 0
     events = profile.profiler.kineto_results.events()
@@ -57,5 +58,5 @@ def peak_bytes(step: Callable[[], None], device: str) -> int:
 
 
 def weight_bytes(job: Job) -> int:
-    """Bytes of the model's parameters and buffers."""
+    """Return the bytes of the model's parameters and buffers."""
     return sum(tensor.nbytes for tensor in (*job.backbone.model.parameters(), *job.backbone.model.buffers()))

@@ -1,4 +1,4 @@
-"""Quantities of a trained job."""
+"""Quantities of a job: those known before training, and the scores of a trained model."""
 
 from __future__ import annotations
 
@@ -11,28 +11,42 @@ from peft_dp.models.batch import IGNORED
 from peft_dp.training.job import Job
 
 KNOWN = ("noise_multiplier", "steps", "trainable")
-"""Quantities that are known before training."""
+"""Names of what `known` returns."""
 TRAINED = ("above_majority", "answers", "score")
-"""Quantities of a trained job and its predictions."""
+"""Names of what `trained` returns."""
 
 
-def score(job: Job, predicted: list[float]) -> float:
-    """The task's metric on the dev examples, times 100 as papers print it."""
-    return 100 * metrics.score(job.task.metric, predicted, _labels(job))
+def known(job: Job) -> dict[str, float]:
+    """Return what is known before training.
+
+    Keys: `trainable`, the number of trained values, head included; `steps`, the updates of the whole run;
+    `noise_multiplier`, the standard deviation of the noise over the clip, 0 without privacy.
+    """
+    return {
+        "noise_multiplier": job.plan.noise_multiplier,
+        "steps": job.plan.steps,
+        "trainable": job.backbone.count(),
+    }
 
 
-def above_majority(job: Job, predicted: list[float]) -> float:
-    """The score less that of always predicting the most frequent dev label (for a regression: the mean)."""
-    return score(job, predicted) - 100 * metrics.majority(job.task.metric, _labels(job))
+def trained(job: Job, predicted: list[float]) -> dict[str, float]:
+    """Return how a trained model does on the dev examples, given its `predictions`.
 
-
-def answers(job: Job, predicted: list[float]) -> float:
-    """Number of different predictions; 1 of a model that says the same of every example."""
-    return float(len(set(predicted)))
+    Keys: `score`, the task's metric times 100, as papers print it; `above_majority`, the score less that of always
+    predicting the most frequent label (for a regression: the mean); `answers`, the number of different predictions, 1
+    of a model that says the same of every example.
+    """
+    labels = _labels(job)
+    score = 100 * metrics.score(job.task.metric, predicted, labels)
+    return {
+        "above_majority": score - 100 * metrics.majority(job.task.metric, labels),
+        "answers": float(len(set(predicted))),
+        "score": score,
+    }
 
 
 def predictions(job: Job) -> list[float]:
-    """Predicted class or score of each dev example, in order; for tags as `_joined` gives them."""
+    """Return the predicted class or score of each dev example, in order; of tags, those that `_joined` returns."""
     found: dict[int, Any] = {}
     job.backbone.model.eval()
     with torch.inference_mode():
@@ -50,22 +64,7 @@ def _labels(job: Job) -> list[float]:
 
 
 def _joined(job: Job, rows: list[list[float]]) -> list[float]:
-    """The tags of all tagged tokens in a row, with an O after each sentence so that no entity crosses its end."""
-    known = job.dev.labels.tolist()
-    kept = [[t for t, label in zip(*pair, strict=False) if label != IGNORED] for pair in zip(rows, known, strict=True)]
+    """Return the tags of all tagged tokens, with an O after each sentence so that no entity crosses its end."""
+    labels = job.dev.labels.tolist()
+    kept = [[t for t, label in zip(*pair, strict=False) if label != IGNORED] for pair in zip(rows, labels, strict=True)]
     return [tag for tags in kept for tag in (*tags, 0)]
-
-
-def trainable(job: Job) -> int:
-    """Number of trained values, head included."""
-    return job.backbone.count()
-
-
-def steps(job: Job) -> int:
-    """Updates of the whole run."""
-    return job.plan.steps
-
-
-def noise_multiplier(job: Job) -> float:
-    """Standard deviation of the noise over the clip; 0 without privacy."""
-    return job.plan.noise_multiplier

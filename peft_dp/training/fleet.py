@@ -1,38 +1,35 @@
-"""Several seeds in one batch: a step of 8 sentences leaves a machine idle that one of 40 keeps busy.
+"""Several runs in one batch: a step of 8 sentences leaves a machine idle that one of 40 keeps busy.
 
-The seeds of a run share the frozen model. Their batches are laid into one physical batch; what is a
-seed's own (its branches, biases, scales, head) computes that seed's tokens only. Each seed has its own order of
-batches, gradient, clip, schedule and optimiser, as if it were alone: its values are the same but for rounding.
+The runs differ in their seeds and share the frozen model. Their batches are laid into one physical batch; what is a
+run's own (its branches, biases, scales, head) computes that run's tokens only. Each run has its own order of
+batches, gradient, schedule and optimiser, as if it were alone: its values are the same but for rounding.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import zip_longest
-from typing import TextIO
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from peft_dp import rng
 from peft_dp.models import packing
 from peft_dp.models.batch import Batch
-from peft_dp.privacy import sampling
 from peft_dp.privacy.gradients import zeros
-from peft_dp.training.frozen_prefix import frozen
+from peft_dp.training.checkpoint import State
+from peft_dp.training.frozen_prefix import frozen_layers
 from peft_dp.training.job import Job
-from peft_dp.training.loop import Phase, Tally, Trained, finite, progress_bar
-from peft_dp.training.trail import Epoch
+from peft_dp.training.run import Run
 
 SHARE = 0.1
-"""Largest share of a model's values that may train for seeds to go together; with more there is little to share."""
+"""Largest share of a model's values that may train for runs to go together; with more there is little to share."""
 
 
 def possible(job: Job) -> bool:
-    """Whether seeds of the job can train together, to the same results, and gain by it.
+    """Return whether seeds of the job can train together, to the same results, and gain by it.
 
     Not with privacy, whose batches are large; not with dropout, whose draws follow the batch; not where a method has
     phases, steps or masks of its own, or layers are frozen, whose outputs each seed computes once; not where
@@ -41,12 +38,12 @@ def possible(job: Job) -> bool:
     hooks = ("phases", "begin_step", "penalty", "release")
     own = job.backbone.masks or any(hasattr(job.method, hook) for hook in hooks)
     few = job.backbone.count() <= SHARE * sum(p.numel() for p in job.backbone.model.parameters())
-    reuses = job.spec.reuse and frozen(job.backbone) > 0
+    reuses = job.spec.reuse and frozen_layers(job.backbone) > 0
     return not (job.plan.private or job.spec.dropout or own or reuses) and few and job.packed
 
 
-def sharing(first: Job, other: Job) -> Job:
-    """The other job with the first one's frozen values in place of its own, which are the same."""
+def share_frozen(first: Job, other: Job) -> Job:
+    """Put the first job's frozen values in place of the other's, which are the same; return the other."""
     mine = {name: p for name, p in first.backbone.model.named_parameters() if not p.requires_grad}
     for path, module in other.backbone.model.named_modules():
         for name, parameter in list(module.named_parameters(path, recurse=False)):
@@ -55,68 +52,103 @@ def sharing(first: Job, other: Job) -> Job:
     return other
 
 
-def fit(jobs: Sequence[Job], progress: TextIO | None = None) -> list[Trained]:
-    """Trains jobs in place that differ in their seeds only, with seconds of the epochs shared out evenly.
+class Fleet:
+    """Runs that make each step together.
+
+    Steps are made within the fleet as a context, as within a run.
 
     Args:
-        jobs: One a seed.
-        progress: As in `loop.fit`.
-
-    Raises:
-        FloatingPointError: As `loop.fit`, of the first seed whose loss is not finite.
+        runs: Runs of `possible` jobs, which differ in their seeds only.
     """
-    orders = [rng.generator(job.spec.seed, "batches") for job in jobs]
-    trails: list[list[Epoch]] = [[] for _ in jobs]
-    phases = [Phase(job, 0) for job in jobs]
-    jobs[0].backbone.model.train()
-    bar = progress_bar(jobs[0], f"{len(jobs)} seeds together", progress)
-    with bar, _joined(jobs) as whose:
-        for _ in range(jobs[0].spec.epochs):
-            start = time.perf_counter()
-            tallies = [Tally(job.device) for job in jobs]
-            for drawn in zip(*(sampling.epoch(j.plan, o) for j, o in zip(jobs, orders, strict=True)), strict=True):
-                for phase, gradient in zip(phases, _means(jobs, drawn, whose, tallies), strict=True):
-                    phase.step(gradient)
-                bar.update()
-            for job, tally, trail in zip(jobs, tallies, trails, strict=True):
-                trail.append(tally.epoch(job, start, len(jobs)))
-                finite(job, trail)
-    return [Trained(trail, phase.close()) for trail, phase in zip(trails, phases, strict=True)]
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self.runs = runs
+        self._context = ExitStack()
+
+    @property
+    def title(self) -> str:
+        """What the fleet is called."""
+        return f"{len(self.runs)} seeds together"
+
+    @property
+    def planned(self) -> int:
+        """Number of steps that each run makes."""
+        return self.runs[0].planned
+
+    @property
+    def steps(self) -> int:
+        """Number of steps that each run has made."""
+        return self.runs[0].steps
+
+    @property
+    def done(self) -> bool:
+        """Whether no step is left."""
+        return self.runs[0].done
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            for run in self.runs:
+                stack.enter_context(run)
+            self._owners = stack.enter_context(_one_pass([run.job for run in self.runs]))
+            self._context = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._context.close()
+
+    def step(self) -> None:
+        """Make one step of each run.
+
+        Raises:
+            FloatingPointError: An epoch ends, and a run's loss is not finite; names the first such run.
+            torch.OutOfMemoryError: A physical batch does not fit into memory.
+        """
+        drawn = [run.draw() for run in self.runs]
+        for run, gradient in zip(self.runs, self._means(drawn), strict=True):
+            run.update(gradient)
+
+    def state(self) -> State:
+        """Return the state of each run, between two steps."""
+        states = [run.state() for run in self.runs]
+        tensors = {f"{at}/{name}": value for at, state in enumerate(states) for name, value in state.tensors.items()}
+        return State(tensors, {"runs": [state.values for state in states]})
+
+    def restore(self, state: State) -> None:
+        """Go on from a state of the same fleet, instead of from the first step."""
+        for at, (run, values) in enumerate(zip(self.runs, state.values["runs"], strict=True)):
+            start = f"{at}/"
+            mine = {name: value for name, value in state.tensors.items() if name.startswith(start)}
+            run.restore(State({name.removeprefix(start): value for name, value in mine.items()}, values))
+
+    def _means(self, drawn: Sequence[list[int]]) -> list[dict[str, Tensor]]:
+        """Return each run's mean gradient over its logical batch, by name of parameter."""
+        jobs = [run.job for run in self.runs]
+        every = [parameter for job in jobs for parameter in job.backbone.trained().values()]
+        sums = [zeros(job.backbone.model) for job in jobs]
+        for cuts in zip_longest(*(job.cut(job.train, b) for job, b in zip(jobs, drawn, strict=True)), fillvalue=[]):
+            sizes = [len(cut) for cut in cuts]
+            batch = jobs[0].train.packed([i for cut in cuts for i in cut], jobs[0].device)
+            self._owners.take(batch, sizes)
+            losses = torch.split(jobs[0].losses(batch), sizes)
+            gradients = iter(torch.autograd.grad(torch.cat(losses).sum(), every))
+            for run, total, cut, each in zip(self.runs, sums, cuts, losses, strict=True):
+                for name in total:
+                    total[name] += next(gradients)
+                run.tally.add(run.job.train.count(cut), each.detach(), each.new_empty(0))
+        return [
+            {name: value / len(indices) for name, value in total.items()}
+            for total, indices in zip(sums, drawn, strict=True)
+        ]
 
 
-def _means(
-    jobs: Sequence[Job], drawn: Sequence[list[int]], whose: _Whose, tallies: Sequence[Tally]
-) -> list[dict[str, Tensor]]:
-    """Each seed's mean gradient over its batch."""
-    trained = [job.backbone.trained() for job in jobs]
-    sums = [zeros(job.backbone.model) for job in jobs]
-    for cuts in zip_longest(*(job.cut(job.train, b) for job, b in zip(jobs, drawn, strict=True)), fillvalue=[]):
-        sizes = [len(cut) for cut in cuts]
-        batch = jobs[0].train.packed([i for cut in cuts for i in cut], jobs[0].device)
-        whose.take(batch, sizes)
-        losses = torch.split(jobs[0].losses(batch), sizes)
-        every = [p for named in trained for p in named.values()]
-        gradients = iter(torch.autograd.grad(torch.cat(losses).sum(), every))
-        for total, job, cut, each, tally in zip(sums, jobs, cuts, losses, tallies, strict=True):
-            for name in total:
-                total[name] += next(gradients)
-            tally.add(job.train.count(cut), each.detach(), each.new_empty(0))
-    for tally in tallies:
-        tally.steps += 1
-    return [
-        {name: value / len(indices) for name, value in total.items()}
-        for total, indices in zip(sums, drawn, strict=True)
-    ]
+class _Owners:
+    """Which run each token, or each example, of what passes through the model belongs to."""
 
-
-class _Whose:
-    """Which seed each token, or each example, of what passes through the model belongs to."""
-
-    def __init__(self, seeds: int) -> None:
-        self._count = seeds
+    def __init__(self, runs: int) -> None:
+        self._count = runs
 
     def take(self, batch: Batch, sizes: Sequence[int]) -> None:
-        """Takes the next batch, of so many examples of each seed."""
+        """Take the next batch, of so many examples of each run."""
         assert batch.packing
         self._examples = torch.arange(self._count).repeat_interleave(torch.tensor(sizes)).to(batch.ids.device)
         self._tokens = batch.packing.to_tokens(self._examples).flatten()
@@ -124,20 +156,20 @@ class _Whose:
         self._back = self._order.argsort()
         self._shares = [torch.bincount(of, minlength=self._count).tolist() for of in (self._examples, self._tokens)]
 
-    def spread(self, vectors: Tensor, x: Tensor) -> Tensor:
-        """Each seed's vector [S, h] at its tokens or examples, in a shape to go with x."""
+    def at_places(self, vectors: Tensor, x: Tensor) -> Tensor:
+        """Return each run's vector [S, h] at its tokens or examples, in a shape to go with x."""
         if packing.of(x) is None:
             return vectors.index_select(0, self._examples).view(len(x), *[1] * (x.dim() - 2), -1)
         return vectors.index_select(0, self._tokens).view(*x.shape[:2], -1)
 
     def split(self, x: Tensor) -> Sequence[Tensor]:
-        """What is each seed's of x, its tokens in one row [1, N, h] or its examples."""
+        """Return what is each run's of x: its tokens in one row [1, N, h], or its examples."""
         if packing.of(x) is None:
             return torch.split(x, self._shares[0])
         return torch.split(x.flatten(0, 1).index_select(0, self._order)[None], self._shares[1], dim=1)
 
     def join(self, parts: Sequence[Tensor], x: Tensor) -> Tensor:
-        """The parts that a module made of those of x, each where it belongs."""
+        """Return the parts that a module made of those of x, each where it belongs."""
         if packing.of(x) is None:
             return torch.cat(list(parts))
         whole = torch.cat(list(parts), dim=1)[0]
@@ -145,9 +177,9 @@ class _Whose:
 
 
 @contextmanager
-def _joined(jobs: Sequence[Job]) -> Iterator[_Whose]:
-    """Has the first job's model compute each seed's tokens with what is that seed's own."""
-    whose = _Whose(len(jobs))
+def _one_pass(jobs: Sequence[Job]) -> Iterator[_Owners]:
+    """Have the first job's model compute each run's tokens with what is that run's own."""
+    owners = _Owners(len(jobs))
     models = [dict(job.backbone.model.named_modules()) for job in jobs]
     branches = {id(branch) for branch in jobs[0].backbone.branches}
     changed: dict[str, nn.Module] = {}
@@ -157,31 +189,31 @@ def _joined(jobs: Sequence[Job]) -> Iterator[_Whose]:
                 continue
             trained = any(p.requires_grad for p in module.parameters(recurse=False))
             if trained or id(module) in branches:
-                module.forward = _own([model[path] for model in models], whose)
+                module.forward = _forward([model[path] for model in models], owners)
                 changed[path] = module
-        yield whose
+        yield owners
     finally:
         for module in changed.values():
             del module.forward
 
 
-def _own(modules: Sequence[nn.Module], whose: _Whose) -> Callable[..., Tensor]:
-    """The forward pass of a module of which each seed has its own."""
+def _forward(modules: Sequence[nn.Module], owners: _Owners) -> Callable[..., Tensor]:
+    """Return the forward pass of a module of which each run has its own."""
     first = modules[0]
 
-    def added(x: Tensor, name: str) -> Tensor:
-        return whose.spread(torch.stack([module.get_parameter(name) for module in modules]), x)
+    def own(x: Tensor, name: str) -> Tensor:
+        return owners.at_places(torch.stack([module.get_parameter(name) for module in modules]), x)
 
     def bias(x: Tensor) -> Tensor:
-        return functional.linear(x, first.get_parameter("weight")) + added(x, "bias")
+        return functional.linear(x, first.get_parameter("weight")) + own(x, "bias")
 
     def norm(x: Tensor) -> Tensor:
         assert isinstance(first, nn.LayerNorm)
-        return functional.layer_norm(x, first.normalized_shape, eps=first.eps) * added(x, "weight") + added(x, "bias")
+        return functional.layer_norm(x, first.normalized_shape, eps=first.eps) * own(x, "weight") + own(x, "bias")
 
     def each(*inputs: Tensor) -> Tensor:
-        parts = zip(*(whose.split(values) for values in inputs), strict=True)
-        return whose.join([type(m).forward(m, *part) for m, part in zip(modules, parts, strict=True)], inputs[0])
+        parts = zip(*(owners.split(values) for values in inputs), strict=True)
+        return owners.join([type(m).forward(m, *part) for m, part in zip(modules, parts, strict=True)], inputs[0])
 
     if isinstance(first, nn.LayerNorm):
         return norm

@@ -24,7 +24,7 @@ LIMIT = 4 * 2**30
 
 
 @contextmanager
-def reused(job: Job, epochs: int, most: int | None = None) -> Iterator[Job]:
+def without_frozen_layers(job: Job, epochs: int, most: int | None = None) -> Iterator[Job]:
     """The job for so many epochs, its lowest frozen layers left out where that is exact and saves a pass.
 
     Args:
@@ -32,7 +32,7 @@ def reused(job: Job, epochs: int, most: int | None = None) -> Iterator[Job]:
         epochs: In which those layers stay frozen.
         most: Number of layers at most; None for all that are frozen now.
     """
-    layers = frozen(job.backbone) if most is None else min(most, frozen(job.backbone))
+    layers = frozen_layers(job.backbone) if most is None else min(most, frozen_layers(job.backbone))
     size = sum(job.train.lengths) * job.backbone.width * next(job.backbone.model.parameters()).element_size()
     kept = job.train.states is not None
     if kept or not job.spec.reuse or job.spec.dropout or epochs < 2 or layers == 0 or size > LIMIT:
@@ -48,7 +48,7 @@ def reused(job: Job, epochs: int, most: int | None = None) -> Iterator[Job]:
         yield replace(job, train=train)
 
 
-def frozen(backbone: Backbone) -> int:
+def frozen_layers(backbone: Backbone) -> int:
     """Number of lowest layers that, like the embeddings before them, neither train nor are updated."""
     moving = {id(p) for p in (*backbone.trained().values(), *backbone.updated().values())}
 

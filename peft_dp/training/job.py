@@ -76,6 +76,12 @@ class Job:
     packed: bool
     loss: Callable[[Tensor, Tensor], Tensor]
 
+    @property
+    def title(self) -> str:
+        """What the run is called in messages."""
+        private = ", private" if self.plan.private else ""
+        return f"{self.spec.method} on {self.spec.task}{private}, seed {self.spec.seed}"
+
     def cut(self, data: Encoded, indices: Sequence[int]) -> Iterator[list[int]]:
         """Cuts a logical batch of training or dev examples into physical ones."""
         return (data.split if self.packed else data.cut)(indices)

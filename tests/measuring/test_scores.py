@@ -68,7 +68,7 @@ def test_score(job: Callable[..., Job]) -> None:
     predicted = scores.predictions(made)
     right = sum(guess == label for guess, label in zip(predicted, made.dev.labels.tolist(), strict=True))
 
-    assert 100 * right / 40 == pytest.approx(scores.score(made, predicted))
+    assert 100 * right / 40 == pytest.approx(scores.trained(made, predicted)["score"])
 
 
 def test_above_majority(job: Callable[..., Job]) -> None:
@@ -77,8 +77,8 @@ def test_above_majority(job: Callable[..., Job]) -> None:
     labels: list[float] = made.dev.labels.tolist()
     frequent = max(0.0, 1.0, key=labels.count)
 
-    assert scores.above_majority(made, [frequent] * 40) == 0
-    assert 100 * (1 - labels.count(frequent) / 40) == pytest.approx(scores.above_majority(made, labels))
+    assert scores.trained(made, [frequent] * 40)["above_majority"] == 0
+    assert 100 * (1 - labels.count(frequent) / 40) == pytest.approx(scores.trained(made, labels)["above_majority"])
 
 
 def test_known_before_training(spec: Make, places: Places) -> None:
@@ -86,8 +86,8 @@ def test_known_before_training(spec: Make, places: Places) -> None:
     run = spec(method="head", task="inference", privacy=Privacy(epsilon=8.0, delta=1e-3, accountant="rdp"))
     job = build(run, find_sources(run, places))
 
-    assert (17 * 3, 2 * 3, job.plan.noise_multiplier) == (
-        scores.trainable(job),
-        scores.steps(job),
-        scores.noise_multiplier(job),
-    )
+    assert {
+        "trainable": 17 * 3,
+        "steps": 2 * 3,
+        "noise_multiplier": job.plan.noise_multiplier,
+    } == scores.known(job)

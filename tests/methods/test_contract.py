@@ -14,7 +14,7 @@ from torch import Tensor
 from peft_dp import registry
 from peft_dp.models.backbone import Backbone
 from peft_dp.models.batch import Batch
-from peft_dp.training import frozen_prefix as reuse
+from peft_dp.training import frozen_prefix
 from peft_dp.training.job import cross_entropy
 
 Make = Callable[..., Batch]
@@ -122,7 +122,7 @@ def test_layers_left_out(families: Backbone) -> None:
     handle = families.layers[0].register_forward_hook(lambda module, given, output: kept.append(output))
     expected = families.model(**inputs)
     handle.remove()
-    with reuse._left_out(families, 1):
+    with frozen_prefix._left_out(families, 1):
         families.given = kept[0]
 
         torch.testing.assert_close(families.model(**inputs), expected)

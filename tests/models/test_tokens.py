@@ -196,9 +196,9 @@ def test_score(job: Callable[..., Job]) -> None:
     right = [tag for row in made.dev.labels.tolist() for tag in (*(t for t in row if t != IGNORED), 0)]
 
     assert [100, 100, 0] == [
-        scores.score(made, right),
-        scores.above_majority(made, right),
-        scores.score(made, [0] * len(right)),
+        scores.trained(made, right)["score"],
+        scores.trained(made, right)["above_majority"],
+        scores.trained(made, [0] * len(right))["score"],
     ]
 
 
@@ -209,7 +209,7 @@ def test_entities_end_with_their_sentence(job: Callable[..., Job]) -> None:
     labels[:, 1] = conll.TAGS.index("I-PER")
     made = replace(made, dev=replace(made.dev, labels=labels))
 
-    assert scores.score(made, [2, 0, 0, 0]) == pytest.approx(100 * 2 / 3)
+    assert scores.trained(made, [2, 0, 0, 0])["score"] == pytest.approx(100 * 2 / 3)
 
 
 def test_learns(job: Callable[..., Job]) -> None:

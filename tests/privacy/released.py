@@ -26,8 +26,10 @@ from peft_dp import Places, Spec, registry, rng
 from peft_dp.models.batch import Encoded
 from peft_dp.privacy.plan import Plan
 from peft_dp.spec import Optimiser
+from peft_dp.training import gradient
 from peft_dp.training import job as jobs
-from peft_dp.training import loop
+from peft_dp.training import phase as optimising
+from peft_dp.training.tally import Tally
 
 CHANCE = 1e-6
 """A test of chance fails where a right engine would give what was seen less often than this."""
@@ -144,7 +146,7 @@ def step(job: jobs.Job, phase: Any, indices: Sequence[int], noise: torch.Generat
     if release := getattr(method, "release", None):
         method.release = lambda backbone, mean: release(backbone, given.setdefault("mean", mean))
     before = {name: value.detach().clone() for name, value in backbone.model.named_parameters()}
-    mean = loop.noised_mean(replace(job, method=method), list(indices), noise, loop.Tally(job.device))
+    mean = gradient.noised_mean(replace(job, method=method), list(indices), noise, Tally(job.device))
 
     sums = reference(job, indices)[0]
     expected = {name: value / EXPECTED for name, value in sums.items()}
@@ -183,7 +185,7 @@ def noise_free(job: jobs.Job, splits: Sequence[int] = (1, 2, 4)) -> float:
                 for name, value in phased.backbone.model.named_parameters():
                     value.copy_(start[name])
             cut = split(phased, number)
-            optimiser, noise = loop.Phase(cut, 0), rng.generator(0, "noise")
+            optimiser, noise = optimising.Phase(cut, 0), rng.generator(0, "noise")
             steps = [step(cut, optimiser, indices, noise) for indices in BATCHES]
             gap = torch.cat([(s.change[n] - s.expected[n]).flatten() for s in steps for n in s.change]).norm()
             errors.append(gap / torch.cat([value.flatten() for s in steps for value in s.expected.values()]).norm())
@@ -208,7 +210,7 @@ def residuals(
 ) -> Iterator[Residual]:
     """The residual of each phase; the steps are split by each number of `splits` in turn."""
     for phased in phases(job):
-        optimiser, noise = loop.Phase(phased, 0), rng.generator(seed, "noise")
+        optimiser, noise = optimising.Phase(phased, 0), rng.generator(seed, "noise")
         numbers = cycle(splits)
         steps = [step(split(phased, next(numbers)), optimiser, indices, noise) for indices in batches]
         scale = phased.plan.noise_multiplier * phased.plan.clip

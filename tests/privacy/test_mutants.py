@@ -29,14 +29,14 @@ from peft_dp.models import packing
 from peft_dp.privacy import gradients, noised_sum, plan, sampling, taps
 from peft_dp.privacy import per_example as parts
 from peft_dp.spec import Privacy
+from peft_dp.training import gradient, phase
 from peft_dp.training import job as jobs
-from peft_dp.training import loop
 
 from .released import BATCHES, CHANCE, NOISE, TOLERANCE, made, noise_free, p_values, residuals
 
 Make = Callable[..., Spec]
 
-MODULES = (rng, packing, plan, sampling, parts, taps, gradients, batching, jobs, noised_sum, loop)
+MODULES = (rng, packing, plan, sampling, parts, taps, gradients, batching, jobs, noised_sum, gradient, phase)
 """In the order of their imports: what is bound by name from a broken one must be bound anew."""
 
 
@@ -219,17 +219,17 @@ MUTANTS = [
     # The step.
     Mutant(
         "loss averaged over the physical batch",
-        {loop: {"job.losses(job.batch(job.train, cut)),\n": "job.losses(job.batch(job.train, cut)) / len(cut),\n"}},
+        {gradient: {"job.losses(job.batch(job.train, cut)),\n": "job.losses(job.batch(job.train, cut)) / len(cut),\n"}},
     ),
     Mutant(
         "divided by the drawn batch",
-        {loop: {'job.plan.batch if job.plan.sampling == "poisson" else len(indices)': "max(1, len(indices))"}},
+        {gradient: {'job.plan.batch if job.plan.sampling == "poisson" else len(indices)': "max(1, len(indices))"}},
     ),
     Mutant("last physical batch dropped", {noised_sum: {_CUTS: "    for cut in list(cuts)[:-1]:\n"}}),
-    Mutant("weight decay", {loop: {"else optimiser.weight_decay\n": "else 0.01\n"}}),
+    Mutant("weight decay", {phase: {"else optimiser.weight_decay\n": "else 0.01\n"}}),
     Mutant(
         "momentum left from the step before",
-        {loop: {"torch.optim.SGD(parameters,": "torch.optim.SGD(parameters, momentum=0.5,"}},
+        {phase: {"torch.optim.SGD(parameters,": "torch.optim.SGD(parameters, momentum=0.5,"}},
     ),
     # Sampling and accounting.
     Mutant("sample rate 10 % too high", {sampling: {"< plan.sample_rate": "< 1.1 * plan.sample_rate"}}),

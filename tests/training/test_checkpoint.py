@@ -25,12 +25,13 @@ from tabulate import tabulate
 
 from peft_dp import Places, Record, Spec, registry, run
 from peft_dp.records import Records, read
-from peft_dp.runs import ledger, runs
+from peft_dp.runs import runs
 from peft_dp.spec import Optimiser, Privacy
 from peft_dp.training import checkpoint as checkpoints
 from peft_dp.training.checkpoint import Checkpoint, State, Stopped
 from peft_dp.training.job import Job, build, find_sources
-from peft_dp.training.loop import Trained, fit
+from peft_dp.training.loop import fit
+from peft_dp.training.run import Trained
 
 Make = Callable[..., Spec]
 Jobs = Callable[..., Job]
@@ -94,7 +95,7 @@ def result(job: Job, trained: Trained) -> dict[str, Any]:
     return {
         "trail": [replace(epoch, seconds=0.0) for epoch in trained.epochs],
         "bytes": trained.optimiser_bytes,
-        "ledger": ledger(job, trained) if job.plan.private else None,
+        "ledger": trained.ledger,
         "masks": {name: mask.tolist() for name, mask in job.backbone.masks.items()},
     }
 

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from peft_dp import Places, Spec, registry, rng
 from peft_dp.measuring.scores import predictions
 from peft_dp.spec import Privacy
+from peft_dp.training.gradient import noised_mean
 from peft_dp.training.job import Job, build, find_sources
-from peft_dp.training.loop import Tally, fit, noised_mean
+from peft_dp.training.loop import fit
+from peft_dp.training.tally import Tally
 from peft_dp.validate import Missing
 
 from .. import device

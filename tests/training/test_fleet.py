@@ -12,9 +12,9 @@ import torch
 
 from peft_dp import registry
 from peft_dp.spec import Optimiser, Privacy
-from peft_dp.training import fleet as together
-from peft_dp.training import loop
+from peft_dp.training import fleet
 from peft_dp.training.job import Job
+from peft_dp.training.loop import fit, fit_together
 
 METHODS = registry.names("methods")
 TOGETHER = ("adapter", "bitfit", "lora", "slash", "spafit")
@@ -37,8 +37,8 @@ def test_as_alone(job: Callable[..., Job], method: str, fields: dict[str, Any]) 
     """Each seed trains to its own values, to 1e-9, and leaves the same trail."""
     config = json.loads(json.dumps(asdict(registry.load("methods", method).EXAMPLE)))
     made, alone = ([job(method=method, config=config, seed=s, **fields) for s in (3, 4, 5)] for _ in range(2))
-    found = together.fit(made)
-    expected = [loop.fit(one) for one in alone]
+    found = fit_together(made)
+    expected = [fit(one) for one in alone]
 
     for one, other, trained, as_alone in zip(made, alone, found, expected, strict=True):
         values = dict(other.backbone.model.named_parameters())
@@ -52,11 +52,11 @@ def test_as_alone(job: Callable[..., Job], method: str, fields: dict[str, Any]) 
 
 def test_which(job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the methods as their examples have them, those whose seeds go together."""
-    monkeypatch.setattr(together, "SHARE", 0.9)  # of the tiny model more trains
+    monkeypatch.setattr(fleet, "SHARE", 0.9)  # of the tiny model more trains
     found = set()
     for method in METHODS:
         config = json.loads(json.dumps(asdict(registry.load("methods", method).EXAMPLE)))
-        if together.possible(job(method=method, config=config)):
+        if fleet.possible(job(method=method, config=config)):
             found.add(method)
 
     assert set(TOGETHER) == found
@@ -67,10 +67,10 @@ def test_which(job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None
 )
 def test_not_possible(job: Callable[..., Job], fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """With dropout a seed alone would draw otherwise, and private batches are large: these go alone."""
-    monkeypatch.setattr(together, "SHARE", 0.9)
+    monkeypatch.setattr(fleet, "SHARE", 0.9)
 
-    assert together.possible(job())
-    assert not together.possible(job(**fields))
+    assert fleet.possible(job())
+    assert not fleet.possible(job(**fields))
 
 
 def test_diverged(job: Callable[..., Job]) -> None:
@@ -79,5 +79,5 @@ def test_diverged(job: Callable[..., Job]) -> None:
     with torch.no_grad():
         made[1].backbone.head[0].fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="the training loss of epoch 1 is not finite"):
-        together.fit(made)
+        fit_together(made)
     assert all("forward" not in vars(module) for module in made[0].backbone.model.modules())

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from peft_dp import Spec, registry
 from peft_dp.spec import Privacy
-from peft_dp.training import frozen_prefix as reuse
+from peft_dp.training import frozen_prefix
 from peft_dp.training.job import Job
 from peft_dp.training.loop import fit
 
@@ -71,7 +71,7 @@ CASES: dict[str, tuple[dict[str, Any], int]] = {
 @pytest.mark.parametrize(("fields", "layers"), CASES.values(), ids=CASES)
 def test_frozen(job: Callable[..., Job], fields: dict[str, Any], layers: int) -> None:
     """The layers that can be left out are those below the lowest value that moves."""
-    assert layers == reuse.frozen(job(**fields).backbone)
+    assert layers == frozen_prefix.frozen_layers(job(**fields).backbone)
 
 
 def test_passes(job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,12 +86,12 @@ def test_passes(job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> Non
 def test_kept_through_phases(job: Callable[..., Job]) -> None:
     """States kept for several phases, of no more layers than asked for, are those that each of them starts from."""
     made = job(method="head")
-    with reuse.reused(made, 2, 1) as whole:
+    with frozen_prefix.without_frozen_layers(made, 2, 1) as whole:
         assert whole.train.states is not None
         assert [len(states) for states in whole.train.states] == made.train.lengths
-        with reuse.reused(whole, 1) as now:
+        with frozen_prefix.without_frozen_layers(whole, 1) as now:
             assert now is whole
-    with reuse.reused(made, 2, 0) as none:
+    with frozen_prefix.without_frozen_layers(made, 2, 0) as none:
         assert none is made
 
 
@@ -109,7 +109,7 @@ def test_settled(job: Callable[..., Job], stages: list[list[int]], layers: int) 
 def test_left_alone(job: Callable[..., Job], fields: dict[str, Any]) -> None:
     """Where nothing would be saved, where it is not exact, or not wanted, the job stays as it is."""
     made = job(method="head", **fields)
-    with reuse.reused(made, made.spec.epochs) as now:
+    with frozen_prefix.without_frozen_layers(made, made.spec.epochs) as now:
         assert now is made
 
 
@@ -118,8 +118,8 @@ def test_limit(job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None
     made = job(method="head")
     size = sum(made.train.lengths) * 16 * 8
     for limit, kept in ((size - 1, False), (size, True)):
-        monkeypatch.setattr(reuse, "LIMIT", limit)
-        with reuse.reused(made, 2) as now:
+        monkeypatch.setattr(frozen_prefix, "LIMIT", limit)
+        with frozen_prefix.without_frozen_layers(made, 2) as now:
             assert kept == (now.train.states is not None)
 
 
@@ -128,7 +128,7 @@ def test_whole_again(job: Callable[..., Job]) -> None:
     made = job(method="head")
     batch = made.train.batch([0, 1, 2], "cpu")
     before, modules = made.backbone.logits(batch), list(made.backbone.model.modules())
-    with suppress(KeyboardInterrupt), reuse.reused(made, 2) as now:
+    with suppress(KeyboardInterrupt), frozen_prefix.without_frozen_layers(made, 2) as now:
         torch.testing.assert_close(now.backbone.logits(now.train.batch([0, 1, 2], "cpu")), before)
         raise KeyboardInterrupt
 

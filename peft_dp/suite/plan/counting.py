@@ -26,7 +26,7 @@ from peft_dp.models.packing import rows
 from peft_dp.models.source import Random
 from peft_dp.privacy.gradients import factors, per_example_pass, zeros
 from peft_dp.spec import Spec
-from peft_dp.training.frozen_prefix import frozen
+from peft_dp.training.frozen_prefix import frozen_layers
 
 aten = torch.ops.aten
 _MIXED = (aten.index.Tensor, aten.index_put_.default, aten._to_copy.default, aten.copy_.default)
@@ -119,7 +119,7 @@ class Shapes:
         settled = getattr(self.method, "settled", lambda backbone, config: 0)(self.backbone, self.config)
         arrange = getattr(self.method, "phases", lambda backbone, config, epochs: iter([epochs]))
         for epochs in arrange(self.backbone, self.config, spec.epochs):
-            layers = settled or frozen(self.backbone)
+            layers = settled or frozen_layers(self.backbone)
             layers *= spec.reuse and not spec.dropout and (spec.epochs if settled else epochs) > 1
             trained, updated = (
                 sum(parameter.numel() for parameter in found.values())

@@ -42,10 +42,11 @@ SITE = """
 import os, signal, sys
 
 if any("spawn_main" in word or "submitit.core" in word for word in sys.orig_argv):
-    from peft_dp.training import checkpoint, loop
+    from peft_dp.training import checkpoint
+    from peft_dp.training.run import Run
 
     checkpoint.Checkpoint.__init__.__defaults__ = (0.0,)  # a checkpoint after each step
-    step, count = loop.Phase.step, 0
+    step, count = Run.step, 0
 
 
     def paced(*arguments):
@@ -68,7 +69,7 @@ if any("spawn_main" in word or "submitit.core" in word for word in sys.orig_argv
         return step(*arguments)
 
 
-    loop.Phase.step = paced
+    Run.step = paced
 """
 """What Python imports first in a job: it counts steps, and has the first job that comes there wait in its fourth."""
 

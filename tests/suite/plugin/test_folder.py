@@ -40,12 +40,12 @@ from pathlib import Path
 from peft_dp import Places, runs
 from peft_dp.records import Records
 from peft_dp.spec import from_json
-from peft_dp.training import loop
+from peft_dp.training.run import Run
 
 backbones, base = map(Path, sys.argv[1:3])
 given = json.load(sys.stdin)
 specs = [from_json(fields, where="spec") for fields in given["specs"]]
-fit = runs.fit
+fit_together = runs.fit_together
 
 
 class Waits(logging.Handler):
@@ -53,10 +53,10 @@ class Waits(logging.Handler):
         os.write(waiting[1], b".")
 
 
-def logged(job, *rest):
-    os.write(log, f"begins {job.spec.seed}\\n".encode())
-    trained = fit(job, *rest)
-    os.write(log, f"ends {job.spec.seed}\\n".encode())
+def logged(jobs, *rest):
+    os.write(log, f"begins {jobs[0].spec.seed}\\n".encode())
+    trained = fit_together(jobs, *rest)
+    os.write(log, f"ends {jobs[0].spec.seed}\\n".encode())
     return trained
 
 
@@ -69,7 +69,7 @@ def killed(*arguments):
 
 def work(number, folder, dies):
     if dies and number == 0:
-        loop.noised_mean = killed
+        Run.step = killed
     elif dies:
         os.read(begun[0], 1)
         os.write(begun[1], b".")
@@ -82,7 +82,7 @@ def work(number, folder, dies):
         assert [record.spec for record in found] == group
 
 
-runs.fit = logged
+runs.fit_together = logged
 codes = {}
 for name, (processes, dies) in given["settings"].items():
     log = os.open(base / f"{name}.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)

@@ -112,9 +112,9 @@ KILLER = '''
 
 import os, signal
 
-from peft_dp.training import loop
+from peft_dp.training.run import Run
 
-step, runs = loop.noised_mean, set()
+step, runs = Run.step, set()
 
 
 def killed(*arguments, **named):
@@ -124,7 +124,7 @@ def killed(*arguments, **named):
     return step(*arguments, **named)
 
 
-loop.noised_mean = killed
+Run.step = killed
 '''
 
 

@@ -1,0 +1,78 @@
+"""The gradient of one step, private or not: a plan decides."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from peft_dp.models.backbone import Backbone
+from peft_dp.privacy.noised_sum import noised_sum
+from peft_dp.training.job import Job
+from peft_dp.training.tally import Tally
+from peft_dp.validate import Missing
+
+
+def noised_mean(job: Job, indices: list[int], noise: torch.Generator, tally: Tally) -> dict[str, Tensor]:
+    """Return the gradient of one step, by name of parameter: (clipped sum over the logical batch + noise) / batch.
+
+    Under Poisson sampling the divisor is the expected batch, a constant: the actual one would tell how many examples
+    were drawn. A method's penalty does not look at the data: its gradient is added after the noise. What a method
+    makes of the released gradient (`release`) spends no privacy.
+
+    Args:
+        job: What trains.
+        indices: The examples of the logical batch.
+        noise: Stream of the noise, and of what a method draws for a step.
+        tally: Counts the physical batches.
+
+    Raises:
+        Missing: One example alone does not fit into memory.
+    """
+    if begin_step := getattr(job.method, "begin_step", None):
+        begin_step(job.backbone, noise)
+    with memory_named(job, indices):
+        sums = noised_sum(
+            job.backbone.model,
+            lambda cut: job.losses(job.batch(job.train, cut)),
+            job.cut(job.train, indices),
+            job.plan,
+            noise,
+            masks=job.backbone.masks,
+            watch=lambda cut, losses, norms: tally.add(job.train.count(cut), losses, norms),
+        )
+    if job.plan.private:
+        tally.release(sums)
+    size = job.plan.batch if job.plan.sampling == "poisson" else len(indices)
+    mean = {name: value.div_(size) for name, value in sums.items()}
+    if penalty := getattr(job.method, "penalty", None):
+        _add_gradient(mean, penalty(job.backbone, job.config), job.backbone.trained())
+    release: Callable[[Backbone, dict[str, Tensor]], dict[str, Tensor]] | None = getattr(job.method, "release", None)
+    return release(job.backbone, mean) if release else mean
+
+
+@contextmanager
+def memory_named(job: Job, indices: Sequence[int]) -> Iterator[None]:
+    """Turn an out-of-memory error within the block into one that names the run, the device and the longest example.
+
+    Raises:
+        Missing: The device is out of memory.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        traceback.clear_frames(error.__traceback__)  # they hold tensors, and pytest holds its last failure
+        longest = max((job.train.count([index]) for index in indices), default=0)
+        where = f"{job.title}: {job.device} is out of memory"
+        what = f"{where} with as few examples as can pass, of up to {longest} tokens"
+        raise Missing(f"{what}: end what else uses it, or take a device with more") from None
+
+
+def _add_gradient(mean: dict[str, Tensor], penalty: Tensor, trained: dict[str, nn.Parameter]) -> None:
+    if penalty.requires_grad:
+        found = torch.autograd.grad(penalty, list(trained.values()), allow_unused=True, materialize_grads=True)
+        for name, gradient in zip(trained, found, strict=True):
+            mean[name] += gradient

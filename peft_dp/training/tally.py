@@ -1,0 +1,81 @@
+"""What an epoch counts while it runs, for its entry in the trail."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from peft_dp.training.job import Job
+from peft_dp.training.trail import Epoch
+
+
+class Tally:
+    """Sums over an epoch, kept on the device so that counting does not stop it.
+
+    Args:
+        device: Where the sums are kept.
+        clip: Bound on the norm of an example's gradient; longer ones are counted as clipped.
+    """
+
+    def __init__(self, device: str, clip: float = math.inf) -> None:
+        self.loss = torch.zeros((), device=device, dtype=torch.float64)
+        self.clipped = torch.zeros((), device=device, dtype=torch.int64)
+        self.square = torch.zeros((), device=device, dtype=torch.float64)
+        self.tokens = self.examples = self.steps = 0
+        self._clip = clip
+
+    def add(self, tokens: int, losses: Tensor, norms: Tensor) -> None:
+        """Count a physical batch: its tokens, its losses [B] and its gradients' norms [B], or [0] without privacy."""
+        self.loss += losses.sum()
+        self.clipped += (norms > self._clip).sum()
+        self.tokens += tokens
+        self.examples += len(losses)
+
+    def release(self, sums: Mapping[str, Tensor]) -> None:
+        """Add up the squares of a step's noised sums, in which the noise can be seen again."""
+        self.square += torch.nn.utils.get_total_norm(sums.values()).double().square()
+
+    def counts(self) -> dict[str, float]:
+        """Return the sums, exactly; waits for the device."""
+        return {
+            "loss": self.loss.item(),
+            "clipped": self.clipped.item(),
+            "square": self.square.item(),
+            "tokens": self.tokens,
+            "examples": self.examples,
+            "steps": self.steps,
+        }
+
+    def restore(self, counts: Mapping[str, int]) -> None:
+        """Take the sums that `counts` returned."""
+        self.loss.fill_(counts["loss"])
+        self.clipped.fill_(counts["clipped"])
+        self.square.fill_(counts["square"])
+        self.tokens, self.examples, self.steps = counts["tokens"], counts["examples"], counts["steps"]
+
+    def epoch(self, job: Job, start: float, share: float = 1.0) -> Epoch:
+        """Return the entry of the trail; waits for the device.
+
+        Args:
+            job: What trains.
+            start: When the epoch began, by `time.perf_counter`.
+            share: Share of the seconds since then that are the job's own.
+        """
+        seen = max(self.examples, 1)
+        loss, clipped, square = self.loss.item() / seen, self.clipped.item() / seen, self.square.item()
+        seconds = (time.perf_counter() - start) * share  # only now has a GPU done what it was asked for
+        released = job.backbone.count() * self.steps if job.plan.private else 0
+        return Epoch(
+            loss=loss if math.isfinite(loss) else None,
+            clipped=clipped if job.plan.private else None,
+            examples=self.examples,
+            tokens=self.tokens,
+            steps=self.steps,
+            seconds=seconds,
+            noise=math.sqrt(square / released) / job.plan.clip if released else None,
+            released=released,
+        )
