@@ -20,11 +20,11 @@ from peft_dp import machine
 from peft_dp.machine import Places
 from peft_dp.records import Record, Records, Unwritable, read
 from peft_dp.suite import papers
+from peft_dp.suite.papers.cell import Cell
 from peft_dp.suite.papers.claim import Claim
 from peft_dp.suite.papers.fact import Fact
 from peft_dp.suite.papers.reader import FOLDER
 from peft_dp.suite.papers.table import MARKERS as BUDGET_MARKERS
-from peft_dp.suite.papers.table import Cell
 from peft_dp.suite.plan import schedule
 from peft_dp.suite.plan.estimate import work
 from peft_dp.suite.plugin.collected import Collected

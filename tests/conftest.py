@@ -12,7 +12,7 @@ import torch
 
 from peft_dp.machine import Places
 from peft_dp.spec import Optimiser, Spec
-from peft_dp.suite.papers import reader, table
+from peft_dp.suite.papers import reader
 from peft_dp.training.job import Job, build, find_sources
 
 # Models here are so small that a second thread costs more than it gives; what tests start heeds the variable.
@@ -61,7 +61,6 @@ def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "expected"
     folder.mkdir()
     monkeypatch.setattr(reader, "FOLDER", folder)
-    monkeypatch.setattr(table, "table_named", table.table_named.__wrapped__)  # read anew each time
     return folder
 
 

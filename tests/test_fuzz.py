@@ -250,7 +250,7 @@ def of_json(kind: type, good: dict[str, Any]) -> Reader:
     return Reader(
         "expected/made/up.json",
         json.dumps(good).encode(),
-        lambda path: reader._read(path, kind),
+        lambda path: reader.read(path, kind),
         right,
         turned,
     )

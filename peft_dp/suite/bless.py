@@ -13,7 +13,7 @@ from peft_dp.records import Records
 from peft_dp.runs import runs
 from peft_dp.suite import papers
 from peft_dp.suite.papers import recorded
-from peft_dp.suite.papers.table import Cell
+from peft_dp.suite.papers.cell import Cell
 from peft_dp.validate import short
 
 FIRST_SEED = 5

@@ -18,7 +18,7 @@ from peft_dp.models import weights
 from peft_dp.models.source import Random
 from peft_dp.models.tokens import encode
 from peft_dp.suite import papers
-from peft_dp.suite.papers.table import Cell
+from peft_dp.suite.papers.cell import Cell
 from peft_dp.training.job import Job, build, find_sources
 
 Make = Callable[..., Spec]

@@ -8,7 +8,8 @@ import pytest
 
 from peft_dp import Spec
 from peft_dp.spec import to_json
-from peft_dp.suite.papers.table import Cell, Expect, Row, Table
+from peft_dp.suite.papers.cell import Cell
+from peft_dp.suite.papers.table import Expect, Row, Table
 
 Make = Callable[..., Spec]
 Scores = dict[str, dict[str, list[float]]]

@@ -12,9 +12,10 @@ from tabulate import tabulate
 from peft_dp.spec import Spec
 from peft_dp.suite import papers
 from peft_dp.suite.cli.verb import Verb, add_json
+from peft_dp.suite.papers.cell import Cell
 from peft_dp.suite.papers.claim import Claim
 from peft_dp.suite.papers.fact import Fact
-from peft_dp.suite.papers.table import MARKERS, Cell
+from peft_dp.suite.papers.table import MARKERS
 from peft_dp.validate import short
 
 

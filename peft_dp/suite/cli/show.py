@@ -16,9 +16,10 @@ from peft_dp.spec import to_json
 from peft_dp.suite import papers
 from peft_dp.suite.cli.list import cell_line, cited_line, claim_line, exact, fact_line, needs
 from peft_dp.suite.cli.verb import Verb, add_id, add_json
+from peft_dp.suite.papers.cell import Cell
 from peft_dp.suite.papers.claim import Claim
 from peft_dp.suite.papers.fact import Fact
-from peft_dp.suite.papers.table import MARKERS, Cell
+from peft_dp.suite.papers.table import MARKERS
 
 Lines = list[tuple[str, Any]]
 """Names and texts; an empty text is left out, an empty name goes on with the one before."""

@@ -15,7 +15,7 @@ from peft_dp.suite.cli.verb import (
     places,
     print_error,
 )
-from peft_dp.suite.papers.table import Cell
+from peft_dp.suite.papers.cell import Cell
 
 
 def add_options(parser: ArgumentParser) -> None:

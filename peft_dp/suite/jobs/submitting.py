@@ -29,7 +29,8 @@ from peft_dp import machine
 from peft_dp.machine import Places
 from peft_dp.records import Record, Records, Unwritable, read
 from peft_dp.spec import Spec
-from peft_dp.suite.papers.table import MARKERS, Cell
+from peft_dp.suite.papers.cell import Cell
+from peft_dp.suite.papers.table import MARKERS
 from peft_dp.suite.plan import estimate
 from peft_dp.validate import Missing
 

@@ -6,8 +6,8 @@ computes it, so that the three cannot be taken for each other. `facts.json` hold
 training, `claims.json` what it states of its rows. The types here are the format: `schema` writes them out for editors.
 """
 
+from peft_dp.suite.papers.cell import cells, find, select
 from peft_dp.suite.papers.claim import claims
 from peft_dp.suite.papers.fact import facts
-from peft_dp.suite.papers.table import cells, find, select
 
 __all__ = ["cells", "claims", "facts", "find", "select"]

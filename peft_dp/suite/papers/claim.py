@@ -12,8 +12,9 @@ from pydantic.dataclasses import dataclass
 
 from peft_dp.spec import STRICT
 from peft_dp.suite.papers import reader
+from peft_dp.suite.papers.cell import Cell
 from peft_dp.suite.papers.reader import read, unique
-from peft_dp.suite.papers.table import Cell, table_named
+from peft_dp.suite.papers.table import read_table
 from peft_dp.validate import short
 
 RELATIONS: dict[str, Callable[[float, float], bool]] = {
@@ -78,7 +79,7 @@ class Claim:
         if side is None:
             return []
         name = f"{self.paper}/{self.table}"
-        table = table_named(name)
+        table = read_table(name)
         row = next((row for row in table.rows if row.id == side), None)
         for task in self.tasks:
             if row is None or task not in row.cells:

@@ -10,8 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from peft_dp.spec import STRICT
 from peft_dp.suite.papers import reader
-from peft_dp.suite.papers.reader import read, unique
-from peft_dp.suite.papers.table import merged
+from peft_dp.suite.papers.reader import merged, read, unique
 from peft_dp.validate import short
 
 UNITS = {"K": 1e3, "M": 1e6, "%": 1.0}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +28,21 @@ def read(path: Path, kind: type) -> Any:
         ValueError: It does not hold that; the message names the file and the first field that is wrong.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_pairs, parse_constant=_constant)
-        if isinstance(data, dict) and (found := data.pop("$schema", link(kind))) != link(kind):
-            raise ValueError(f"$schema must be {link(kind)!r}, not {short(found)}")
-        return TypeAdapter(kind).validate_json(json.dumps(data, allow_nan=False))
+        return _parsed(path.read_text(encoding="utf-8"), kind)
     except ValidationError as error:
         raise ValueError(f"{path}: {first(error)}") from None
     except RecursionError:
         raise ValueError(f"{path}: its objects and lists are nested too deep") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+@lru_cache(maxsize=128)  # more than there are files: claims and cells ask for the same tables again and again
+def _parsed(text: str, kind: type) -> Any:
+    data = json.loads(text, object_pairs_hook=_pairs, parse_constant=_constant)
+    if isinstance(data, dict) and (found := data.pop("$schema", link(kind))) != link(kind):
+        raise ValueError(f"$schema must be {link(kind)!r}, not {short(found)}")
+    return TypeAdapter(kind).validate_json(json.dumps(data, allow_nan=False))
 
 
 def _pairs(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
@@ -53,3 +59,12 @@ def unique(where: object, names: Sequence[str]) -> None:
     twice = {name for name in names if names.count(name) > 1}
     if twice:
         raise ValueError(f"{where} has {short(min(twice))} twice")
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid upon `base`, objects field by field."""
+    both = dict(base)
+    for name, value in over.items():
+        old = both.get(name)
+        both[name] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return both

@@ -20,7 +20,7 @@ from peft_dp.privacy.plan import steps_per_epoch
 from peft_dp.records import Record
 from peft_dp.spec import Optimiser, Privacy, Spec
 from peft_dp.suite import papers
-from peft_dp.suite.papers.table import Cell
+from peft_dp.suite.papers.cell import Cell
 from peft_dp.tasks import conll, glue
 from peft_dp.tasks import lengths as made
 

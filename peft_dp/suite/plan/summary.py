@@ -12,7 +12,8 @@ from typing import Any
 from tabulate import tabulate
 
 from peft_dp.suite import papers
-from peft_dp.suite.papers.table import MARKERS, Cell
+from peft_dp.suite.papers.cell import Cell
+from peft_dp.suite.papers.table import MARKERS
 from peft_dp.suite.plan.estimate import CPU, OPERATION, UTILISATION, Clock, Estimate, limits, work
 from peft_dp.suite.plan.schedule import dealt, makespan
 from peft_dp.validate import short

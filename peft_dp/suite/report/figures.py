@@ -18,7 +18,7 @@ from statistics import fmean
 from typing import Any
 
 from peft_dp.records import Record, mean
-from peft_dp.suite.papers.table import Cell
+from peft_dp.suite.papers.cell import Cell
 from peft_dp.suite.verdicts.cells import Status, Verdict
 
 Plot = dict[str, Any]

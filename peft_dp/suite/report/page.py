@@ -18,8 +18,9 @@ from typing import Any
 from peft_dp.records import Record, mean
 from peft_dp.spec import Privacy, Spec
 from peft_dp.suite import papers
+from peft_dp.suite.papers.cell import Cell
 from peft_dp.suite.papers.claim import Claim
-from peft_dp.suite.papers.table import Cell, Row, Table, paths
+from peft_dp.suite.papers.table import Row, Table, table_files
 from peft_dp.suite.report.figures import UNITS, Figure, of_table, ours, plain
 from peft_dp.suite.report.table import SIGNS, spent
 from peft_dp.suite.verdicts.cells import Status, Verdict
@@ -232,7 +233,7 @@ def _papers(blocks: Sequence[Block]) -> dict[str, list[Block]]:
 def _untouched(blocks: Sequence[Block]) -> list[str]:
     """The tables of which nothing ran."""
     touched = {block.table.path for block in blocks}
-    return [name for path in paths() if (name := f"{path.parent.name}/{path.stem}") not in touched]
+    return [name for path in table_files() if (name := f"{path.parent.name}/{path.stem}") not in touched]
 
 
 def _claims(verdicts: Sequence[Verdict]) -> dict[str, list[tuple[Claim, Status, str]]]:

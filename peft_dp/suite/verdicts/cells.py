@@ -20,7 +20,8 @@ from typing import Literal
 
 from peft_dp import tasks
 from peft_dp.records import Record
-from peft_dp.suite.papers.table import Cell, Expect
+from peft_dp.suite.papers.cell import Cell
+from peft_dp.suite.papers.table import Expect
 from peft_dp.suite.verdicts.bands import (
     AMBER,
     COLLAPSED,

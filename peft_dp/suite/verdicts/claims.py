@@ -7,8 +7,8 @@ from math import sqrt
 from statistics import fmean
 
 from peft_dp.records import Record
+from peft_dp.suite.papers.cell import Cell
 from peft_dp.suite.papers.claim import Claim
-from peft_dp.suite.papers.table import Cell
 from peft_dp.suite.verdicts.bands import (
     RED,
     Spread,

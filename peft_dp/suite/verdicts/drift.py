@@ -23,7 +23,7 @@ from tabulate import tabulate
 
 from peft_dp.records import Record
 from peft_dp.spec import to_json
-from peft_dp.suite.papers.table import Cell
+from peft_dp.suite.papers.cell import Cell
 from peft_dp.suite.verdicts.bands import RED, Spread, joined, of_runs, pooled, prior
 from peft_dp.suite.verdicts.cells import TIME, printed_spreads, scoring
 from peft_dp.suite.verdicts.claims import uneven

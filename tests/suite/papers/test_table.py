@@ -171,7 +171,7 @@ class TestEveryTable:
                 cell.row.spec,
                 cell.row.tasks.get(cell.task, {}),
             )
-            written = reduce(table._merge, layers, {})
+            written = reduce(reader.merged, layers, {})
             readout = {"readout"} if cell.spec.head == "linear" else set()
             if cell.table.paper != "embedded":
                 assert SETTINGS | readout <= written.keys(), cell.id

@@ -27,7 +27,8 @@ CELLS = '''
 
 import pytest
 
-from peft_dp.suite.papers.table import Cell, Expect, Row, Table
+from peft_dp.suite.papers.cell import Cell
+from peft_dp.suite.papers.table import Expect, Row, Table
 
 PRIVACY = {"epsilon": 8.0, "delta": 0.001, "accountant": "rdp"}
 RIGHT, WRONG = Expect(value=338), Expect(value=1)

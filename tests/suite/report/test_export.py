@@ -17,7 +17,8 @@ from peft_dp.records import Records
 from peft_dp.spec import Privacy, to_json
 from peft_dp.suite import papers
 from peft_dp.suite.cli.main import main
-from peft_dp.suite.papers.table import Cell, Expect, Row, Table
+from peft_dp.suite.papers.cell import Cell
+from peft_dp.suite.papers.table import Expect, Row, Table
 from peft_dp.suite.report.export import to_csv, to_latex, to_markdown
 from peft_dp.suite.report.table import HEADERS
 from peft_dp.suite.verdicts.cells import Finding, Verdict

@@ -24,7 +24,7 @@ from peft_dp import Places, Record, run
 from peft_dp.records import Records
 from peft_dp.suite import papers
 from peft_dp.suite.cli.main import main
-from peft_dp.suite.papers.table import Cell
+from peft_dp.suite.papers.cell import Cell
 from peft_dp.suite.report.figures import Figure, of_table, ours, paired, spent
 from peft_dp.suite.report.page import page
 from peft_dp.suite.verdicts.cells import Verdict, compare

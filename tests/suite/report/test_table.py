@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from peft_dp import Record, Spec
-from peft_dp.suite.papers.table import Cell, Expect, Row, Table
+from peft_dp.suite.papers.cell import Cell
+from peft_dp.suite.papers.table import Expect, Row, Table
 from peft_dp.suite.report.table import HEADERS, SIGNS, render_table
 from peft_dp.suite.verdicts.cells import Finding, Status, Verdict
 

@@ -14,7 +14,8 @@ from scipy.stats import nct, t
 from peft_dp import Places, Record, Spec, rng
 from peft_dp.runs import runs
 from peft_dp.spec import Privacy
-from peft_dp.suite.papers.table import Cell, Expect, Row
+from peft_dp.suite.papers.cell import Cell
+from peft_dp.suite.papers.table import Expect, Row
 from peft_dp.suite.verdicts.bands import Spread
 from peft_dp.suite.verdicts.cells import Finding, Verdict, compare, printed_spreads
 from peft_dp.training.trail import Epoch

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from peft_dp import Record, Spec
-from peft_dp.suite.papers.table import Cell, Expect
+from peft_dp.suite.papers.cell import Cell
+from peft_dp.suite.papers.table import Expect
 from peft_dp.suite.verdicts.cells import Finding, Verdict, compare
 from peft_dp.training.trail import Epoch
 

@@ -1,0 +1,130 @@
+"""Cells: one test case per row and task of a table, with its runs, its printed numbers and its recorded ones."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from peft_dp.spec import Spec, from_json
+from peft_dp.suite.papers.reader import merged
+from peft_dp.suite.papers.recorded import recorded
+from peft_dp.suite.papers.table import Expect, Row, Table, read_table, table_files
+from peft_dp.validate import short
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One (row, task) pair: one test.
+
+    Attributes:
+        table: The table it stands in.
+        row: Its line.
+        task: Its column.
+    """
+
+    table: Table
+    row: Row
+    task: str
+
+    def __str__(self) -> str:
+        """The pytest id within its table, `row-task`."""
+        return f"{self.row.id}-{self.task}"
+
+    @property
+    def id(self) -> str:
+        """`paper/table/row/task`."""
+        return f"{self.table.path}/{self.row.id}/{self.task}"
+
+    @property
+    def node(self) -> str:
+        """What pytest calls its test."""
+        return f"bench/test_{self.table.paper}.py::test_{self.table.table}[{self}]"
+
+    @cached_property
+    def spec(self) -> Spec:
+        """The run of seed 0.
+
+        Raises:
+            ValueError: The table's settings do not make a spec; names the cell and the field.
+        """
+        fields: dict[str, Any] = {"task": self.task, "budget": self.table.budget}
+        for layer in (
+            self.table.defaults,
+            self.table.tasks[self.task],
+            self.row.spec,
+            self.row.tasks.get(self.task, {}),
+        ):
+            fields = merged(fields, layer)
+        return from_json(fields, where=self.id)
+
+    def specs(self, seeds: int | None = None) -> list[Spec]:
+        """One spec a seed, 0 to `seeds` - 1; None for as many as the table asks for."""
+        return [self.spec.seeded(seed) for seed in range(seeds or self.table.seeds)]
+
+    @property
+    def expect(self) -> dict[str, Expect]:
+        """Quantity -> printed number."""
+        return self.row.expect | self.row.cells[self.task]
+
+    @cached_property
+    def recorded(self) -> dict[str, dict[str, list[float]]]:
+        """Row -> task -> recorded scores, of the cell's whole table; empty where nothing was recorded."""
+        return self._recorded("scores")
+
+    @cached_property
+    def losses(self) -> dict[str, dict[str, list[float]]]:
+        """Row -> task -> recorded losses, likewise."""
+        return self._recorded("losses")
+
+    def _recorded(self, quantity: Literal["scores", "losses"]) -> dict[str, dict[str, list[float]]]:
+        return {
+            row: {task: list(seeds.values()) for task, seeds in tasks.items()}
+            for row, tasks in recorded(self.table.path).whole(quantity).items()
+        }
+
+
+def cells(table: str | None = None, *, cited: bool = False) -> list[Cell]:
+    """All cells that can run, or those of one table such as "embedded/smoke"; or else those that the papers cite.
+
+    Raises:
+        ValueError: No such table, or a file that is not one; the message names the file and the field.
+    """
+    found = [table] if table else [f"{path.parent.name}/{path.stem}" for path in table_files()]
+    return [
+        Cell(table=of, row=row, task=task)
+        for of in map(read_table, found)
+        for row in of.rows
+        for task in row.cells
+        if bool(row.cited) == cited
+    ]
+
+
+def find(cell: str) -> Cell:
+    """The cell of that id.
+
+    Raises:
+        ValueError: No such cell; the message lists the ids that come closest.
+    """
+    every = {known.id: known for known in cells()}
+    if cell not in every:
+        close = difflib.get_close_matches(cell, every, n=3, cutoff=0.3)
+        start = f" {cell}" * any(known.startswith(f"{cell}/") for known in every)
+        close_ids = ", ".join(close) or "none"
+        raise ValueError(f"no cell {short(cell)}; close: {close_ids}; `peft-dp list{start}` shows all")
+    return every[cell]
+
+
+def select(prefixes: Sequence[str]) -> list[Cell]:
+    """The cells whose ids start with one of these.
+
+    Raises:
+        ValueError: No cell's id starts with one of them.
+    """
+    every = cells()
+    for prefix in prefixes:
+        if not any(cell.id.startswith(prefix) for cell in every):
+            raise ValueError(f"no cell's id starts with {short(prefix)}; `peft-dp list` shows all")
+    return [cell for cell in every if cell.id.startswith(tuple(prefixes))]
