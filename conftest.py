@@ -309,10 +309,10 @@ def check_claim(request: pytest.FixtureRequest, records_of: Callable[[Cell], lis
         try:
             finding = judge(claim, {cell.id: records_of(cell) for cell in claim.needed})
         except Missing as missing:
-            needs = f"claim {claim.path}: {missing}"
+            needs = f"claim {claim.address}: {missing}"
             (pytest.fail if request.config.option.peft_strict else pytest.skip)(needs)
         if finding.status == "differs":
-            raise AssertionError(f"{claim.says} ({claim.path}, section {claim.section}): {finding}")
+            raise AssertionError(f"{claim.says} ({claim.address}, section {claim.section}): {finding}")
 
     return check
 

@@ -75,7 +75,7 @@ def ids(text: str) -> set[str]:
 def known() -> set[str]:
     """Every id."""
     cells = {cell.id for cited in (False, True) for cell in papers.cells(cited=cited)}
-    return cells | {claim.path for claim in papers.claims()}
+    return cells | {claim.address for claim in papers.claims()}
 
 
 def test_pages_have_commands() -> None:

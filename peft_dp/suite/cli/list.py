@@ -51,7 +51,7 @@ def run(options: Namespace) -> int:
 
 def fact_line(fact: Fact) -> dict[str, Any]:
     """Return the line of a fact: column -> value."""
-    return _line(fact.path, "facts", fact.printed, fact.differs, **fact.given)
+    return _line(fact.address, "facts", fact.printed, fact.differs, **fact.given)
 
 
 def cell_line(cell: Cell) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def cited_line(cell: Cell) -> dict[str, Any]:
 def claim_line(claim: Claim) -> dict[str, Any]:
     """Return the line of a claim; it needs what the cells need whose runs decide it."""
     what = next((needs(cell.spec) for cell in claim.needed), "nothing")
-    return _line(claim.path, "claims", claim.says, claim.differs, what)
+    return _line(claim.address, "claims", claim.says, claim.differs, what)
 
 
 def _line(

@@ -38,9 +38,9 @@ def run(options: Namespace) -> int:
         ValueError: Nothing has it.
     """
     kinds = [
-        *((fact.path, partial(_fact_page, fact), partial(_fact_data, fact)) for fact in papers.facts()),
+        *((fact.address, partial(_fact_page, fact), partial(_fact_data, fact)) for fact in papers.facts()),
         *((cell.id, partial(_cited_page, cell), partial(_cell_data, cell)) for cell in papers.cells(cited=True)),
-        *((claim.path, partial(_claim_page, claim), partial(_claim_data, claim)) for claim in papers.claims()),
+        *((claim.address, partial(_claim_page, claim), partial(_claim_data, claim)) for claim in papers.claims()),
     ]
     for known, page, data in kinds:
         if known == options.id:
@@ -82,7 +82,7 @@ def _claim_data(claim: Claim) -> dict[str, Any]:
 
 def _fact_page(fact: Fact) -> Lines:
     test = f'pytest "bench/test_{fact.paper}.py::test_facts[{fact}]" -m facts'
-    return [*({"fact": fact.path} | asdict(fact) | {"test": test}).items()]
+    return [*({"fact": fact.address} | asdict(fact) | {"test": test}).items()]
 
 
 def _cell_page(cell: Cell) -> Lines:
@@ -115,7 +115,7 @@ def _cited_page(cell: Cell) -> Lines:
 
 def _claim_page(claim: Claim) -> Lines:
     return [
-        ("claim", claim.path),
+        ("claim", claim.address),
         ("says", claim.says),
         ("section", claim.section),
         ("formula", _formula(claim)),

@@ -36,7 +36,7 @@ class Cell:
     @property
     def id(self) -> str:
         """`paper/table/row/task`."""
-        return f"{self.table.path}/{self.row.id}/{self.task}"
+        return f"{self.table.address}/{self.row.id}/{self.task}"
 
     @property
     def node(self) -> str:
@@ -82,7 +82,7 @@ class Cell:
     def _recorded(self, quantity: Literal["scores", "losses"]) -> dict[str, dict[str, list[float]]]:
         return {
             row: {task: list(seeds.values()) for task, seeds in tasks.items()}
-            for row, tasks in recorded(self.table.path).whole(quantity).items()
+            for row, tasks in recorded(self.table.address).whole(quantity).items()
         }
 
 

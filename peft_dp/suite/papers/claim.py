@@ -66,7 +66,7 @@ class Claim:
         return self.id
 
     @property
-    def path(self) -> str:
+    def address(self) -> str:
         """Its id among those of all papers."""
         return f"{self.paper}/claims/{self.id}"
 
@@ -83,7 +83,7 @@ class Claim:
         row = next((row for row in table.rows if row.id == side), None)
         for task in self.tasks:
             if row is None or task not in row.cells:
-                raise ValueError(f"claim {self.path}: {name} has no cell {short(side)[1:-1]}/{short(task)[1:-1]}")
+                raise ValueError(f"claim {self.address}: {name} has no cell {short(side)[1:-1]}/{short(task)[1:-1]}")
         return [Cell(table=table, row=row, task=task) for task in self.tasks if row]
 
     @property

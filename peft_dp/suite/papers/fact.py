@@ -50,7 +50,7 @@ class Fact:
         return self.id.replace("/", "-")
 
     @property
-    def path(self) -> str:
+    def address(self) -> str:
         """Its id among those of all papers."""
         return f"{self.paper}/{self.id}"
 

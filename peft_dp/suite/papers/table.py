@@ -119,7 +119,7 @@ class Table:
     note: str = ""
 
     @property
-    def path(self) -> str:
+    def address(self) -> str:
         """Its name among the tables of all papers."""
         return f"{self.paper}/{self.table}"
 

@@ -41,7 +41,7 @@ def deciding(claim: str) -> list[Cell]:
     Raises:
         ValueError: No such claim, or none of its cells runs.
     """
-    known = {each.path: each for each in papers.claims()}
+    known = {each.address: each for each in papers.claims()}
     if claim not in known:
         raise ValueError(f"no claim {short(claim)}; `peft-dp list` shows all")
     needed = known[claim].needed
@@ -79,7 +79,7 @@ def data(found: Sequence[Estimate], device: str, clocks: Mapping[str, Clock]) ->
 
 def text(found: Sequence[Estimate], device: str, clocks: Mapping[str, Clock], *, verbose: bool = False) -> str:
     """A line a table, a paper and in all, or a line a cell; and how the times came about."""
-    tables = {name: list(of) for name, of in groupby(found, lambda each: each.cell.table.path)}
+    tables = {name: list(of) for name, of in groupby(found, lambda each: each.cell.table.address)}
     groups: list[tuple[str, Sequence[Estimate]]] = []
     for paper, names in groupby(tables, lambda name: name.partition("/")[0]):
         held = {name: tables[name] for name in names}
@@ -151,7 +151,7 @@ def selection(fits: Sequence[Estimate], others: Sequence[Estimate], time: str, s
         marks = " or ".join(sorted({MARKERS[each.cell.table.budget] for each in fits}))
         more = ["--peft-seeds", str(seeds)] if seeds else []
         lines.append(shlex.join(["pytest", "-m", marks, *more, *(each.cell.node for each in fits)]))
-    for name, of in groupby(others, lambda each: each.cell.table.path):
+    for name, of in groupby(others, lambda each: each.cell.table.address):
         left = list(of)
         hours = sum(each.seconds for each in left) / 3600
         rest = ", ".join(str(each.cell) for each in left[:3]) + (", ..." if len(left) > 3 else "")

@@ -195,7 +195,7 @@ def number(value: float | None, digits: int = 0) -> str:
 def _blocks(verdicts: Sequence[Verdict]) -> list[Block]:
     """The tables of which something ran, each whole."""
     ran = {verdict.cell.id: verdict for verdict in verdicts}
-    tables = {verdict.cell.table.path: None for verdict in verdicts}
+    tables = {verdict.cell.table.address: None for verdict in verdicts}
     blocks = []
     for name in tables:
         cells = [*papers.cells(name), *papers.cells(name, cited=True)]
@@ -232,7 +232,7 @@ def _papers(blocks: Sequence[Block]) -> dict[str, list[Block]]:
 
 def _untouched(blocks: Sequence[Block]) -> list[str]:
     """The tables of which nothing ran."""
-    touched = {block.table.path for block in blocks}
+    touched = {block.table.address for block in blocks}
     return [name for path in table_files() if (name := f"{path.parent.name}/{path.stem}") not in touched]
 
 

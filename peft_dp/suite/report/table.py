@@ -76,7 +76,7 @@ def grids(verdicts: Sequence[Verdict]) -> list[Grid]:
     """A grid for each table of which a cell ran; rows and tasks are in the table's order."""
     tables: dict[str, list[Verdict]] = {}
     for verdict in verdicts:
-        tables.setdefault(verdict.cell.table.path, []).append(verdict)
+        tables.setdefault(verdict.cell.table.address, []).append(verdict)
     return [_grid(name, some) for name, some in tables.items() if any(verdict.records for verdict in some)]
 
 
@@ -161,7 +161,7 @@ def _line(verdict: Verdict, colour: bool) -> list[str]:
     epsilon = spent(records)
     scored = verdict.finding("score")
     return [
-        f"{verdict.cell.table.path} {verdict.cell.row.id}",
+        f"{verdict.cell.table.address} {verdict.cell.row.id}",
         verdict.cell.task,
         f"epsilon {epsilon}" if epsilon else "no",
         f"{fmean(record.values['score'] for record in records):.1f}",

@@ -135,8 +135,8 @@ def test_list_json(capsys: pytest.CaptureFixture[str]) -> None:
     code = main(["list", "--json"])
     found = json.loads(capsys.readouterr().out)
     cells = [cell.id for cited in (False, True) for cell in papers.cells(cited=cited)]
-    ids = [fact.path for fact in peft_dp.facts()] + cells
-    ids += [claim.path for claim in peft_dp.claims()]
+    ids = [fact.address for fact in peft_dp.facts()] + cells
+    ids += [claim.address for claim in peft_dp.claims()]
 
     assert code == 0
     assert ids == [line["id"] for line in found]
@@ -397,7 +397,7 @@ def test_show_claim_of_tasks(
     assert "printed " + " ".join(f"{t}: {a:g} > {b:g} {verdict}" for t, a, b, verdict in pairs) in text
 
 
-@pytest.mark.parametrize("name", [claim.path for claim in papers.claims()[::40]])
+@pytest.mark.parametrize("name", [claim.address for claim in papers.claims()[::40]])
 def test_show_own_claim(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Claims of the project's own files are shown on one screen."""
     lines = shown(name, capsys)

@@ -247,7 +247,7 @@ def test_selection(put: Callable[..., Path]) -> None:
 def test_known_differences_are_right() -> None:
     """A claim of the project's own files announces a difference exactly where the printed numbers contradict it."""
     decided = [(claim, claim.printed()) for claim in papers.claims(printed=True)]
-    wrong = [claim.path for claim, pairs in decided if bool(claim.differs) == claim.holds(pairs or [])]
+    wrong = [claim.address for claim, pairs in decided if bool(claim.differs) == claim.holds(pairs or [])]
 
     assert decided
     assert not wrong

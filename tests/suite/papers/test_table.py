@@ -29,7 +29,7 @@ from peft_dp.validate import Missing
 Put = Callable[..., Path]
 
 CELLS, CITED = papers.cells(), papers.cells(cited=True)
-NAMES = {cell.id: cell.table.path for cell in CELLS}
+NAMES = {cell.id: cell.table.address for cell in CELLS}
 TABLES = {table: [cell for cell in CELLS if NAMES[cell.id] == table] for table in NAMES.values()}
 """Table -> its cells that can run. One test a table: a test a cell takes longer than what it tests."""
 MEASURED = {*scores.KNOWN, *scores.TRAINED}
