@@ -67,4 +67,4 @@ def bless(
             tell(f"{cell.id} seed {seed}: score {score:.2f}, loss {loss:.3f}")
     provenance = environment() | {"date": datetime.now(UTC).date().isoformat()}
     blessing = recorded.Blessing(provenance=provenance, scores=scores, losses=losses)
-    return recorded.record(cells[0].table.address, blessing)
+    return recorded.add_blessing(cells[0].table.address, blessing)

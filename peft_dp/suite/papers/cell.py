@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from peft_dp.spec import Spec, from_json
 from peft_dp.suite.papers.reader import merged
-from peft_dp.suite.papers.recorded import recorded
+from peft_dp.suite.papers.recorded import read_recorded
 from peft_dp.suite.papers.table import Expect, Row, Table, read_table, table_files
 from peft_dp.validate import short
 
@@ -82,7 +82,7 @@ class Cell:
     def _recorded(self, quantity: Literal["scores", "losses"]) -> dict[str, dict[str, list[float]]]:
         return {
             row: {task: list(seeds.values()) for task, seeds in tasks.items()}
-            for row, tasks in recorded(self.table.address).whole(quantity).items()
+            for row, tasks in read_recorded(self.table.address).whole(quantity).items()
         }
 
 

@@ -58,7 +58,7 @@ class Recorded:
         return Recorded(blessings=[*(old for old in kept if old.scores), blessing])
 
 
-def recorded(table: str) -> Recorded:
+def read_recorded(table: str) -> Recorded:
     """What was recorded for a table; no blessing where there is no file.
 
     Raises:
@@ -69,10 +69,10 @@ def recorded(table: str) -> Recorded:
     return found
 
 
-def record(table: str, blessing: Blessing) -> Path:
+def add_blessing(table: str, blessing: Blessing) -> Path:
     """Adds a blessing to what was recorded for a table, and gives the file."""
     path = reader.FOLDER / f"{table}.recorded.json"
-    renewed = recorded(table).renewed(blessing)
+    renewed = read_recorded(table).renewed(blessing)
     data = {"$schema": link(Recorded)} | TypeAdapter(Recorded).dump_python(renewed, mode="json")
     write(path, json.dumps(data, indent=1) + "\n")
     return path

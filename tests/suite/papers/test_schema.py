@@ -77,7 +77,7 @@ def read() -> None:
         assert cell.spec
     assert papers.claims()
     assert papers.facts()
-    assert recorded.recorded("dp_bitfit/comparison").blessings
+    assert recorded.read_recorded("dp_bitfit/comparison").blessings
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_takes_what_the_reader_takes(paper: Path) -> None:
 
 def test_written_files_name_their_schema(paper: Path) -> None:
     """What a blessing writes fits the schema that it names in its first line."""
-    path = recorded.record(
+    path = recorded.add_blessing(
         "dp_bitfit/comparison", recorded.Blessing(provenance={}, scores={"full": {"sst2": {"0": 1.0}}})
     )
 

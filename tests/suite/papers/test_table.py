@@ -18,7 +18,7 @@ from peft_dp.measuring import scores
 from peft_dp.spec import Privacy, from_json, to_json
 from peft_dp.suite import papers
 from peft_dp.suite.papers import reader
-from peft_dp.suite.papers.recorded import recorded as read_recorded
+from peft_dp.suite.papers.recorded import read_recorded
 from peft_dp.suite.papers.schema import schemas
 from peft_dp.suite.papers.table import Expect
 from peft_dp.suite.verdicts.bands import pooled
