@@ -30,8 +30,8 @@ from peft_dp.suite.plan.estimate import work
 from peft_dp.suite.plugin.collected import Collected
 from peft_dp.suite.report.export import to_markdown
 from peft_dp.suite.report.table import render_table
-from peft_dp.suite.verdicts.cells import Verdict, compare
-from peft_dp.suite.verdicts.claims import judge
+from peft_dp.suite.verdicts.cells import Verdict, judge_cell
+from peft_dp.suite.verdicts.claims import judge_claim
 from peft_dp.validate import Missing
 
 MARKERS = {
@@ -291,7 +291,7 @@ def check(
         except Missing as missing:
             tell(cell, [], str(missing))
             (pytest.fail if config.option.peft_strict else pytest.skip)(str(missing))
-        verdict = compare(cell, records)
+        verdict = judge_cell(cell, records)
         tell(cell, [config.stash[records_key].path(record.spec, record.key) for record in records])
         benchmark.extra_info.update(_extra(verdict))
         if any(finding.status == "differs" for finding in verdict.findings):
@@ -307,7 +307,7 @@ def check_claim(request: pytest.FixtureRequest, records_of: Callable[[Cell], lis
     def check(claim: Claim) -> None:
         __tracebackhide__ = True
         try:
-            finding = judge(claim, {cell.id: records_of(cell) for cell in claim.needed})
+            finding = judge_claim(claim, {cell.id: records_of(cell) for cell in claim.needed})
         except Missing as missing:
             needs = f"claim {claim.address}: {missing}"
             (pytest.fail if request.config.option.peft_strict else pytest.skip)(needs)
@@ -377,7 +377,7 @@ class _Summary:
         cell = self._cells[told["cell"]]
         verdict = Verdict(cell=cell, reason=told["reason"])
         if told["records"]:
-            verdict = compare(cell, [read(Path(path)) for path in told["records"]])
+            verdict = judge_cell(cell, [read(Path(path)) for path in told["records"]])
             if hasattr(report, "node"):
                 self._benchmark(report, verdict)
         self.verdicts.append(verdict)

@@ -12,7 +12,7 @@ from peft_dp import Places, rng
 from peft_dp.methods import bitfit
 from peft_dp.runs import runs
 from peft_dp.suite import papers
-from peft_dp.suite.verdicts.cells import compare
+from peft_dp.suite.verdicts.cells import judge_cell
 from peft_dp.tasks import load
 from peft_dp.training import job
 from peft_dp.validate import Missing
@@ -141,7 +141,7 @@ def test_caught(row, says, wrong, must, monkeypatch, pytestconfig, lines):
         records = runs([spec.seeded(seed) for seed in range(max(SEEDS))], places)
     except Missing as missing:
         pytest.skip(str(missing))
-    verdicts = [compare(cell, records[:number]) for number in SEEDS]
+    verdicts = [judge_cell(cell, records[:number]) for number in SEEDS]
     for number, verdict in zip(SEEDS, verdicts, strict=True):
         numbers = [text for name, digits in (("score", 1), ("loss", 3)) for text in _gap(verdict.finding(name), digits)]
         by = [finding.quantity for finding in verdict.findings if finding.status == "differs"]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from peft_dp import Places, Spec, cells, registry, run
-from peft_dp.suite.verdicts.cells import compare
+from peft_dp.suite.verdicts.cells import judge_cell
 from peft_dp.training.job import Job, build, find_sources
 from peft_dp.training.loop import fit
 from peft_dp.validate import Missing
@@ -79,4 +79,4 @@ def test_scores_agree(row: str) -> None:
     except Missing as missing:
         pytest.skip(str(missing))
 
-    assert "differs" != compare(cell, [record]).status
+    assert "differs" != judge_cell(cell, [record]).status

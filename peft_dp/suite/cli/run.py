@@ -28,7 +28,7 @@ def run(options: Namespace) -> int:
     """Print the record of a cell, trained unless there is one, and whether it agrees; 1 where it differs."""
     from peft_dp.records import Records
     from peft_dp.runs import run
-    from peft_dp.suite.verdicts.cells import compare
+    from peft_dp.suite.verdicts.cells import judge_cell
 
     cell = papers.find(options.id)
     records = Records(options.records)
@@ -36,7 +36,7 @@ def run(options: Namespace) -> int:
     others = {name: value for name in own if (value := getattr(options, name)) not in (None, own[name])}
     start = datetime.now(UTC).isoformat(timespec="seconds")
     record = run(replace(cell.spec.seeded(options.seed), **others), places(options), records, progress())
-    verdict = compare(cell, [record]) if not others else None
+    verdict = judge_cell(cell, [record]) if not others else None
     file = records.path(record.spec, record.key)
     gave: dict[str, Any] = {"values": record.values, "cost": record.cost, "ledger": record.ledger}
     if options.json:

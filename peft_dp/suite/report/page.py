@@ -24,7 +24,7 @@ from peft_dp.suite.papers.table import Row, Table, table_files
 from peft_dp.suite.report.figures import UNITS, Figure, of_table, ours, plain
 from peft_dp.suite.report.table import SIGNS, spent
 from peft_dp.suite.verdicts.cells import Status, Verdict
-from peft_dp.suite.verdicts.claims import judge
+from peft_dp.suite.verdicts.claims import judge_claim
 from peft_dp.suite.verdicts.drift import flat
 from peft_dp.suite.verdicts.gather import Gathered, by_spec
 from peft_dp.validate import Missing
@@ -251,7 +251,7 @@ def _claims(verdicts: Sequence[Verdict]) -> dict[str, list[tuple[Claim, Status, 
             status = "known difference"
         elif needed and all(cell.id in runs for cell in needed):
             try:
-                finding = judge(claim, runs)
+                finding = judge_claim(claim, runs)
             except Missing as missing:
                 detail = str(missing)
             else:

@@ -131,7 +131,7 @@ class Verdict:
         return "\n".join([*lines, f"again: peft-dp run {self.cell.id}"])
 
 
-def compare(cell: Cell, records: Sequence[Record]) -> Verdict:
+def judge_cell(cell: Cell, records: Sequence[Record]) -> Verdict:
     """The verdict of a cell from its records, one a seed.
 
     Raises:

@@ -18,7 +18,7 @@ from peft_dp.suite.verdicts.cells import TIME, Finding, printed_spreads, spread_
 from peft_dp.validate import Missing
 
 
-def judge(claim: Claim, runs: Mapping[str, Sequence[Record]]) -> Finding:
+def judge_claim(claim: Claim, runs: Mapping[str, Sequence[Record]]) -> Finding:
     """A claim against records: how far the worst pair falls short, and how far chance may let it.
 
     A score may fall short by what seeds explain (one-sided, at the red level); other quantities not at all.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from peft_dp.records import Record, read
 from peft_dp.suite import papers
-from peft_dp.suite.verdicts.cells import Verdict, compare
+from peft_dp.suite.verdicts.cells import Verdict, judge_cell
 
 WHOLE = ("score", "epoch_seconds", "peak_bytes")
 """Quantities that every run measures."""
@@ -49,7 +49,7 @@ def gather(folder: Path) -> Gathered:
         digest = cell.spec.seeded(0).digest
         if of_cell := runs.get(digest):
             known.add(digest)
-            verdicts.append(compare(cell, [of_cell[seed] for seed in sorted(of_cell)]))
+            verdicts.append(judge_cell(cell, [of_cell[seed] for seed in sorted(of_cell)]))
     others = [record for digest, seeds in runs.items() if digest not in known for record in seeds.values()]
     return Gathered(folder=folder, verdicts=verdicts, others=others, damaged=damaged)
 

@@ -23,7 +23,7 @@ from peft_dp.privacy import gradients
 from peft_dp.spec import to_json
 from peft_dp.suite import papers
 from peft_dp.suite.cli.main import main
-from peft_dp.suite.verdicts.cells import compare
+from peft_dp.suite.verdicts.cells import judge_cell
 
 Run = Callable[..., int]
 
@@ -306,7 +306,7 @@ def test_show_is_what_is_judged(tables: Path, capsys: pytest.CaptureFixture[str]
     for row in ("spread", "best"):
         cell = papers.find(f"made/up/{row}/sentiment")
         rest: dict[str, Any] = {"ledger": None, "trail": [], "cost": {}, "sources": {}, "environment": {}}
-        verdict = compare(cell, [Record(key="0" * 64, spec=cell.spec, values={"score": 0.0}, **rest)])
+        verdict = judge_cell(cell, [Record(key="0" * 64, spec=cell.spec, values={"score": 0.0}, **rest)])
         (finding,) = verdict.findings
 
         assert finding.band in " ".join(shown(cell.id, capsys))

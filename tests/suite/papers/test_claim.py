@@ -15,7 +15,7 @@ from peft_dp import Record
 from peft_dp.suite import papers
 from peft_dp.suite.papers.claim import RELATIONS, Claim
 from peft_dp.suite.verdicts.cells import Finding
-from peft_dp.suite.verdicts.claims import judge
+from peft_dp.suite.verdicts.claims import judge_claim
 
 Say = Callable[..., Claim]
 
@@ -119,7 +119,7 @@ def ran(claim: Claim, scores: dict[str, list[float]], **other: float) -> dict[st
 
 def verdict(claim: Claim, scores: dict[str, list[float]], **other: float) -> Finding:
     """The finding of records with those scores."""
-    return judge(claim, ran(claim, scores, **other))
+    return judge_claim(claim, ran(claim, scores, **other))
 
 
 @pytest.mark.parametrize(
@@ -265,7 +265,7 @@ def test_every_claim_can_be_judged() -> None:
             for cell in cells
             if not cell.row.cited
         }
-        finding = judge(claim, runs)
+        finding = judge_claim(claim, runs)
 
         assert finding.allowed > 0 if claim.quantity == "score" else finding.allowed == 0, claim.id
 
@@ -323,10 +323,10 @@ def test_worst_task_counts(say: Say) -> None:
     runs = ran(claim, {"ours": [80.0], "theirs": [79.0]})
     worse = replace(runs["paper/table/ours/inference"][0], values={"score": 49.0})
 
-    assert judge(claim, runs).status == "reproduced"
+    assert judge_claim(claim, runs).status == "reproduced"
     assert (30.0, "differs") == (
-        judge(claim, runs | {"paper/table/ours/inference": [worse]}).ours,
-        judge(claim, runs | {"paper/table/ours/inference": [worse]}).status,
+        judge_claim(claim, runs | {"paper/table/ours/inference": [worse]}).ours,
+        judge_claim(claim, runs | {"paper/table/ours/inference": [worse]}).status,
     )
 
 

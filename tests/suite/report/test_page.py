@@ -27,7 +27,7 @@ from peft_dp.suite.cli.main import main
 from peft_dp.suite.papers.cell import Cell
 from peft_dp.suite.report.figures import Figure, of_table, ours, paired, spent
 from peft_dp.suite.report.page import page
-from peft_dp.suite.verdicts.cells import Verdict, compare
+from peft_dp.suite.verdicts.cells import Verdict, judge_cell
 from peft_dp.suite.verdicts.gather import gather
 from peft_dp.training.trail import Epoch
 
@@ -86,7 +86,7 @@ def made(cell: Cell, seed: int = 0, **environment: Any) -> Record:
 
 def verdicts(table: str, seeds: int = 1) -> list[Verdict]:
     """Made-up verdicts of all cells of a table."""
-    return [compare(cell, [made(cell, seed) for seed in range(seeds)]) for cell in papers.cells(table)]
+    return [judge_cell(cell, [made(cell, seed) for seed in range(seeds)]) for cell in papers.cells(table)]
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from peft_dp.spec import Privacy
 from peft_dp.suite.papers.cell import Cell
 from peft_dp.suite.papers.table import Expect, Row
 from peft_dp.suite.verdicts.bands import Spread
-from peft_dp.suite.verdicts.cells import Finding, Verdict, compare, printed_spreads
+from peft_dp.suite.verdicts.cells import Finding, Verdict, judge_cell, printed_spreads
 from peft_dp.training.trail import Epoch
 
 Make = Callable[..., Spec]
@@ -49,7 +49,7 @@ def only(verdict: Verdict) -> Finding:
 
 def test_band_of_one_run(cell: Callable[..., Cell], records: Callable[..., list[Record]]) -> None:
     """The band of one run against five is t(4) times the spread times sqrt(1/5 + 1), and half a step of the score."""
-    finding = only(compare(cell(recorded={"row": {"sentiment": FIVE}}), records(73.0)))
+    finding = only(judge_cell(cell(recorded={"row": {"sentiment": FIVE}}), records(73.0)))
     width = sqrt(2.5) * sqrt(1 / 5 + 1)
 
     assert (72.0, 73.0) == (finding.expected, finding.ours)
@@ -60,7 +60,7 @@ def test_band_of_one_run(cell: Callable[..., Cell], records: Callable[..., list[
 
 def test_band_narrows_with_runs(cell: Callable[..., Cell], records: Callable[..., list[Record]]) -> None:
     """Five runs of ours are judged by their mean, in a band sqrt(2/5) of the spread wide."""
-    finding = only(compare(cell(recorded={"row": {"sentiment": FIVE}}), records(*FIVE[::-1])))
+    finding = only(judge_cell(cell(recorded={"row": {"sentiment": FIVE}}), records(*FIVE[::-1])))
 
     assert finding.ours == 72.0
     assert finding.allowed == pytest.approx(float(t.ppf(0.9995, 4)) * sqrt(2.5) * sqrt(2 / 5) + 0.1)
@@ -69,7 +69,7 @@ def test_band_narrows_with_runs(cell: Callable[..., Cell], records: Callable[...
 def test_spread_is_pooled(cell: Callable[..., Cell], records: Callable[..., list[Record]]) -> None:
     """Rows of a task share spread and degrees of freedom; a row that spreads less takes the pooled spread."""
     wide = [60.0, 62.0, 64.0, 66.0, 68.0]
-    finding = only(compare(cell(recorded={"row": {"sentiment": FIVE}, "other": {"sentiment": wide}}), records(72.0)))
+    finding = only(judge_cell(cell(recorded={"row": {"sentiment": FIVE}, "other": {"sentiment": wide}}), records(72.0)))
     pooled = (4 * 2.5 + 4 * 10.0) / 8
 
     assert finding.allowed == pytest.approx(float(t.ppf(0.9995, 8)) * sqrt(pooled) * sqrt(1.2) + 0.1)
@@ -78,7 +78,7 @@ def test_spread_is_pooled(cell: Callable[..., Cell], records: Callable[..., list
 def test_wide_row_keeps_its_own(cell: Callable[..., Cell], records: Callable[..., list[Record]]) -> None:
     """A row that spreads more than the pool is judged by its own spread."""
     wide = [60.0, 62.0, 64.0, 66.0, 68.0]
-    finding = only(compare(cell(recorded={"row": {"sentiment": wide}, "other": {"sentiment": FIVE}}), records(64.0)))
+    finding = only(judge_cell(cell(recorded={"row": {"sentiment": wide}, "other": {"sentiment": FIVE}}), records(64.0)))
 
     assert finding.allowed == pytest.approx(float(t.ppf(0.9995, 8)) * sqrt(10.0) * sqrt(1.2) + 0.1)
 
@@ -89,7 +89,7 @@ def test_private_rows_are_pooled_apart(cell: Callable[..., Cell], records: Calla
         "row": {"sentiment": FIVE, "inference": [0.0, 50.0, 100.0]},
         "row-dp": {"sentiment": [10.0, 30.0, 50.0, 70.0, 90.0]},
     }
-    finding = only(compare(cell(recorded=recorded), records(72.0)))
+    finding = only(judge_cell(cell(recorded=recorded), records(72.0)))
 
     assert finding.allowed == pytest.approx(float(t.ppf(0.9995, 4)) * sqrt(2.5) * sqrt(1.2) + 0.1)
 
@@ -99,7 +99,7 @@ def test_seeds_without_spread(cell: Callable[..., Cell], records: Callable[..., 
     same = cell(recorded={"row": {"sentiment": [70.0] * 5}}, dev=50)
 
     # The margin is 1.96 standard errors of 50 examples, 12.7 points.
-    assert ["reproduced", "reproduced", "differs"] == [compare(same, records(x)).status for x in (70.0, 71.0, 72.0)]
+    assert ["reproduced", "reproduced", "differs"] == [judge_cell(same, records(x)).status for x in (70.0, 71.0, 72.0)]
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_recorded_status(
     # quantile at 5 % one-sided, and rounding, 0.125, are taken off. Amber has 2.776 in its place, red 8.610.
     made = cell(recorded={"row": {"sentiment": FIVE}}, dev=400)
 
-    assert status == compare(made, records(ours)).status
+    assert status == judge_cell(made, records(ours)).status
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_printed_status(
     """A printed number other than a score is reproduced up to its tolerance, ends included, and knows no amber."""
     made = cell({"trainable": Expect(value=70.0, within=2.0)})
 
-    assert status == compare(made, records(50.0, trainable=ours)).status
+    assert status == judge_cell(made, records(50.0, trainable=ours)).status
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_printed_status(
 def test_at_least(cell: Callable[..., Cell], records: Callable[..., list[Record]], ours: float, status: str) -> None:
     """Of a number that is a lower bound, more is no difference, and the verdict's text says so."""
     made = cell({"trainable": Expect(value=70.0, within=2.0, at_least=True)})
-    finding = only(compare(made, records(50.0, trainable=ours)))
+    finding = only(judge_cell(made, records(50.0, trainable=ours)))
 
     assert status == finding.status
     assert "expected at least 70, ours " in str(finding)
@@ -169,7 +169,7 @@ def quantile(freedom: int) -> float:
 
 def test_printed_band(cell: Callable[..., Cell], records: Callable[..., list[Record]]) -> None:
     """A printed score over five runs has a band by its printed spread, and half a step of its digits: RTE's 6.68."""
-    finding = only(compare(cell({"score": Expect(value=81.5, std=2.18, runs=5)}), records(80.0)))
+    finding = only(judge_cell(cell({"score": Expect(value=81.5, std=2.18, runs=5)}), records(80.0)))
 
     # 2.776 and 8.610 are the tabled quantiles of t with four degrees of freedom.
     assert finding.unusual == pytest.approx(2.776 * 2.18 * sqrt(1.2) + 0.05, abs=2e-3)
@@ -179,7 +179,7 @@ def test_printed_band(cell: Callable[..., Cell], records: Callable[..., list[Rec
 def test_printed_band_pools_the_task(cell: Callable[..., Cell], records: Callable[..., list[Record]]) -> None:
     """The spreads of the other rows of the task are pooled in, and so is that of our runs."""
     made = beside(cell({"score": Expect(value=72.1, std=1.0, runs=5)}), Expect(value=60.0, std=2.0, runs=3))
-    one, five = (only(compare(made, records(*scores))) for scores in ([72.0], FIVE))
+    one, five = (only(judge_cell(made, records(*scores))) for scores in ([72.0], FIVE))
 
     assert one.allowed == pytest.approx(quantile(6) * sqrt((4 * 1 + 2 * 4) / 6) * sqrt(1.2) + 0.05)
     assert five.allowed == pytest.approx(quantile(10) * sqrt((4 * 1 + 2 * 4 + 4 * 2.5) / 10) * sqrt(0.4) + 0.05)
@@ -194,7 +194,7 @@ def test_more_runs_decide(
     """What one run leaves undecided three prove: RTE 81.5 with a spread of 1.93 over five rows, 277 examples."""
     rows = [Expect(value=70.5, std=1.93, runs=5)] * 4
     made = beside(cell({"score": Expect(value=81.5, std=1.93, runs=5)}, dev=277), *rows)
-    finding = only(compare(made, records(*runs)))
+    finding = only(judge_cell(made, records(*runs)))
 
     # t(20) = 1.725 and t(22) = 1.717 are tabled; three runs bring the spread to sqrt((20 * 1.93^2 + 2 * 0.4^2) / 22).
     one, three = 1.725 * 1.93 * sqrt(1.2) + 0.05, 1.717 * sqrt((20 * 1.93**2 + 0.32) / 22) * sqrt(1 / 5 + 1 / 3) + 0.05
@@ -207,7 +207,7 @@ def test_coarse_digits_prove_less(cell: Callable[..., Cell], records: Callable[.
     """Half a step of the printed digits counts as unsure: a column of whole points hides as much."""
     score = Expect(value=70.0, std=1.0, runs=5)
     tenths, wholes = (
-        only(compare(beside(cell({"score": score}), Expect(value=other)), records(70.0))) for other in (70.5, 71.0)
+        only(judge_cell(beside(cell({"score": score}), Expect(value=other)), records(70.0))) for other in (70.5, 71.0)
     )
 
     assert wholes.unsure - tenths.unsure == pytest.approx(0.45)
@@ -216,7 +216,7 @@ def test_coarse_digits_prove_less(cell: Callable[..., Cell], records: Callable[.
 def test_too_few_runs(cell: Callable[..., Cell], records: Callable[..., list[Record]]) -> None:
     """Where even equal means prove nothing the words say so; else they give the width in which they do."""
     few, many = (
-        only(compare(cell({"score": Expect(value=70.5, std=std, runs=5)}), records(70.5))) for std in (3.0, 1.0)
+        only(judge_cell(cell({"score": Expect(value=70.5, std=std, runs=5)}), records(70.5))) for std in (3.0, 1.0)
     )
 
     assert ("undecided", "reproduced") == (few.status, many.status)
@@ -228,7 +228,7 @@ def test_too_few_runs(cell: Callable[..., Cell], records: Callable[..., list[Rec
 def test_collapsed_runs_of_ours(cell: Callable[..., Cell], records: Callable[..., list[Record]]) -> None:
     """Runs of ours of which one collapsed do not widen the band that they are held to."""
     made = cell({"score": Expect(value=70.5, std=1.0, runs=5)})
-    score, spread = compare(made, records(70.0, 70.0, 70.0, 70.0, 20.0)).findings
+    score, spread = judge_cell(made, records(70.0, 70.0, 70.0, 70.0, 20.0)).findings
 
     assert score.allowed == pytest.approx(quantile(4) * sqrt(0.4) + 0.05)
     assert ("differs", "amber") == (score.status, spread.status)
@@ -237,7 +237,7 @@ def test_collapsed_runs_of_ours(cell: Callable[..., Cell], records: Callable[...
 def test_collapsed_beside_collapsed(cell: Callable[..., Cell], records: Callable[..., list[Record]]) -> None:
     """Nor do they where a printed row collapsed as well: each alone stands out, together they would hide each other."""
     rows = [Expect(value=70.5, std=std, runs=5) for std in (0.56, 0.84, 4.17, 1.41)]
-    score, spread = compare(beside(cell({"score": rows[0]}), *rows[1:]), records(66.0, 70.0, 74.0)).findings
+    score, spread = judge_cell(beside(cell({"score": rows[0]}), *rows[1:]), records(66.0, 70.0, 74.0)).findings
     rest = sqrt((0.56**2 + 0.84**2 + 1.41**2) / 3)
 
     assert score.allowed == pytest.approx(quantile(12) * rest * sqrt(1 / 5 + 1 / 3) + 0.05)
@@ -257,7 +257,7 @@ def test_alarm(
         made = beside(cell({"score": five}), *[replace(five, value=70.5)] * 4)
     else:
         made = cell(recorded={name: {"sentiment": FIVE} for name in "abcde"})
-    verdict = compare(made, records(72.0 - step, 72.0, 72.0 + step))
+    verdict = judge_cell(made, records(72.0 - step, 72.0, 72.0 + step))
     alarms = [finding for finding in verdict.findings if finding.quantity == "spread"]
 
     assert alarmed == bool(alarms)
@@ -274,14 +274,16 @@ def test_no_alarm(cell: Callable[..., Cell], records: Callable[..., list[Record]
         ({"score": Expect(value=72.0, std=0.1, runs=5)}, None),
         (None, {"row": {"sentiment": FIVE}}),
     ):
-        assert ["score"] == [finding.quantity for finding in compare(cell(expect, recorded), records(*scores)).findings]
+        assert ["score"] == [
+            finding.quantity for finding in judge_cell(cell(expect, recorded), records(*scores)).findings
+        ]
 
 
 def test_equal_runs_of_ours(cell: Callable[..., Cell], records: Callable[..., list[Record]]) -> None:
     """Runs of ours that all score alike say nothing of a spread."""
     made = cell({"score": Expect(value=70.5, std=1.0, runs=5)})
 
-    assert only(compare(made, records(70.0, 70.0))).allowed == pytest.approx(quantile(4) * sqrt(0.7) + 0.05)
+    assert only(judge_cell(made, records(70.0, 70.0))).allowed == pytest.approx(quantile(4) * sqrt(0.7) + 0.05)
 
 
 def test_printed_spreads(cell: Callable[..., Cell]) -> None:
@@ -298,7 +300,7 @@ def test_no_printed_spread(cell: Callable[..., Cell], records: Callable[..., lis
     """Without a spread 0.7 of the error of the dev set stands for it: 0.7 sqrt(0.801 * 0.199 / 400)."""
     made = cell({"score": Expect(value=80.1)}, dev=400)
     guess = 70 * sqrt(0.801 * 0.199 / 400)
-    finding = only(compare(made, records(80.0)))
+    finding = only(judge_cell(made, records(80.0)))
 
     assert [Spread(pytest.approx(guess), 8)] == printed_spreads(made)
     assert finding.allowed == pytest.approx(quantile(8) * guess * sqrt(2) + 0.05)
@@ -307,7 +309,7 @@ def test_no_printed_spread(cell: Callable[..., Cell], records: Callable[..., lis
 def test_wide_printed_row_keeps_its_own(cell: Callable[..., Cell], records: Callable[..., list[Record]]) -> None:
     """A row that the paper prints with far more spread than the others is held to its own: 2.776 is t of 4 degrees."""
     quiet = [Expect(value=70.0 + i, std=0.5, runs=5) for i in range(4)]
-    finding = only(compare(beside(cell({"score": Expect(value=70.5, std=4.0, runs=5)}), *quiet), records(70.0)))
+    finding = only(judge_cell(beside(cell({"score": Expect(value=70.5, std=4.0, runs=5)}), *quiet), records(70.0)))
 
     assert finding.unusual == pytest.approx(2.776 * 4.0 * sqrt(1.2) + 0.05, abs=5e-3)
 
@@ -316,7 +318,7 @@ def test_step_of_the_column(cell: Callable[..., Cell], records: Callable[..., li
     """70.0 beside 70.5 is printed to a tenth though JSON has no zero; 70 beside 71 to a whole: half a step is added."""
     score = Expect(value=70.0, std=1.0, runs=5)
     tenths, wholes = (
-        only(compare(beside(cell({"score": score}), Expect(value=other)), records(70.0))) for other in (70.5, 71.0)
+        only(judge_cell(beside(cell({"score": score}), Expect(value=other)), records(70.0))) for other in (70.5, 71.0)
     )
 
     assert wholes.unusual - tenths.unusual == pytest.approx(0.45)
@@ -325,7 +327,7 @@ def test_step_of_the_column(cell: Callable[..., Cell], records: Callable[..., li
 def test_noise_spreads(cell: Callable[..., Cell], records: Callable[..., list[Record]]) -> None:
     """Where no spread is printed, that of a private row is taken to be twice that of another."""
     expect = {"score": Expect(value=70.5)}
-    plain, private = (only(compare(cell(expect, recorded={name: {}}), records(70.0))) for name in ("row", "row-dp"))
+    plain, private = (only(judge_cell(cell(expect, recorded={name: {}}), records(70.0))) for name in ("row", "row-dp"))
 
     assert private.unusual - 0.05 == pytest.approx(2 * (plain.unusual - 0.05))
 
@@ -334,7 +336,7 @@ def test_best_of(cell: Callable[..., Cell], records: Callable[..., list[Record]]
     """From the best of five runs 1.163 spreads are taken off before ours is held against it."""
     made = cell({"score": Expect(value=80.1, best_of=5)}, dev=400)
     single = cell({"score": Expect(value=80.1)}, dev=400)
-    finding, other = (only(compare(each, records(80.0))) for each in (made, single))
+    finding, other = (only(judge_cell(each, records(80.0))) for each in (made, single))
 
     # 1.16296 is the tabled mean of the largest of five normal values.
     assert finding.expected == pytest.approx(80.1 - 1.16296 * 70 * sqrt(0.801 * 0.199 / 400), abs=1e-4)
@@ -345,8 +347,8 @@ def test_best_of(cell: Callable[..., Cell], records: Callable[..., list[Record]]
 def test_unasserted(cell: Callable[..., Cell], records: Callable[..., list[Record]]) -> None:
     """What is only shown is no finding; a cell of nothing else is undecided whatever it gives."""
     shown = Expect(value=1.0, asserted=False)
-    both = compare(cell({"epoch_seconds": shown, "score": Expect(value=70.0)}), records(70.0, epoch_seconds=99.0))
-    alone = compare(cell({"epoch_seconds": shown}), records(70.0, epoch_seconds=99.0))
+    both = judge_cell(cell({"epoch_seconds": shown, "score": Expect(value=70.0)}), records(70.0, epoch_seconds=99.0))
+    alone = judge_cell(cell({"epoch_seconds": shown}), records(70.0, epoch_seconds=99.0))
 
     assert ["score"] == [finding.quantity for finding in both.findings]
     assert ("undecided", []) == (alone.status, alone.findings)
@@ -354,7 +356,7 @@ def test_unasserted(cell: Callable[..., Cell], records: Callable[..., list[Recor
 
 def test_mean_over_runs(cell: Callable[..., Cell], records: Callable[..., list[Record]]) -> None:
     """A printed number is held against the mean of our runs."""
-    finding = only(compare(cell({"score": Expect(value=70.0)}), records(69.0, 72.0)))
+    finding = only(judge_cell(cell({"score": Expect(value=70.0)}), records(69.0, 72.0)))
 
     assert finding.ours == 70.5
 
@@ -362,7 +364,7 @@ def test_mean_over_runs(cell: Callable[..., Cell], records: Callable[..., list[R
 def test_worst_counts(cell: Callable[..., Cell], records: Callable[..., list[Record]]) -> None:
     """A cell is as bad as its worst quantity, and every quantity is in the verdict's text."""
     expect = {"trainable": Expect(value=10.0), "peak_bytes": Expect(value=70.0, within=2.0)}
-    verdict = compare(cell(expect), records(71.0, trainable=11.0, peak_bytes=71.0))
+    verdict = judge_cell(cell(expect), records(71.0, trainable=11.0, peak_bytes=71.0))
 
     assert ["differs", "reproduced"] == [finding.status for finding in verdict.findings]
     assert verdict.status == "differs"
@@ -388,7 +390,7 @@ def test_failure_text(cell: Callable[..., Cell], records: Callable[..., list[Rec
         "differs beyond 8.75: spread 2 over seeds, 6 degrees of freedom, runs 5 there and 3 here, rounding 0.05; "
         f"a loss of {loss:.3g} is seen with power 80%",
         "again: peft-dp run p/t/row/sentiment",
-    ] == str(compare(made, records(*three))).splitlines()
+    ] == str(judge_cell(made, records(*three))).splitlines()
 
 
 @pytest.mark.parametrize(
@@ -406,7 +408,7 @@ def test_loss(
     monkeypatch.setattr(Cell, "losses", {"row": {"sentiment": [0.48, 0.49, 0.50, 0.51, 0.52]}})
     first, last = (Epoch(loss=x, steps=1, examples=1, tokens=1, seconds=1.0, clipped=0.0) for x in (9.0, loss))
     (run,) = records(72.0)
-    score, found, *_ = compare(
+    score, found, *_ = judge_cell(
         cell(recorded={"row": {"sentiment": FIVE}}), [replace(run, trail=[first, last])]
     ).findings
 
@@ -421,7 +423,7 @@ def test_loss_without_a_trail(
 ) -> None:
     """Runs that say nothing of their losses do not reproduce one."""
     monkeypatch.setattr(Cell, "losses", {"row": {"sentiment": [0.48, 0.49, 0.50, 0.51, 0.52]}})
-    found = compare(cell(recorded={"row": {"sentiment": FIVE}}), records(72.0)).finding("loss")
+    found = judge_cell(cell(recorded={"row": {"sentiment": FIVE}}), records(72.0)).finding("loss")
 
     assert found
     assert "differs" == found.status
@@ -434,7 +436,7 @@ def test_private_loss(
     monkeypatch.setattr(Cell, "losses", {"row-dp": {"sentiment": [0.48, 0.49, 0.50, 0.51, 0.52]}})
     (run,) = records(72.0)
     trail = [Epoch(loss=9.0, steps=1, examples=1, tokens=1, seconds=1.0, clipped=0.5)]
-    found = compare(cell(recorded={"row-dp": {"sentiment": FIVE}}), [replace(run, trail=trail)]).findings
+    found = judge_cell(cell(recorded={"row-dp": {"sentiment": FIVE}}), [replace(run, trail=trail)]).findings
 
     assert ["score"] == [finding.quantity for finding in found]
 
@@ -447,7 +449,7 @@ def test_noise(cell: Callable[..., Cell], records: Callable[..., list[Record]], 
     (run,) = records(72.0)
     epoch = Epoch(loss=9.0, steps=5, examples=160, tokens=1, seconds=1.0, clipped=0.5, noise=seen, released=50_000)
     run = replace(run, trail=[epoch] * 2, ledger={"epsilon": 8.0, "noise_multiplier": 1.0})
-    found = compare(cell(recorded={"row-dp": {"sentiment": FIVE}}), [run]).finding("noise")
+    found = judge_cell(cell(recorded={"row-dp": {"sentiment": FIVE}}), [run]).finding("noise")
 
     # Of 100,000 values: 3.29 sqrt(2e-5) + 0.001 = 0.0157 and 2 x 3.29^2 / 1e5 = 0.0002, so sqrt(0.9841) at least;
     # examples add 2 (160^2 / 5 + 160) = 10,560, and 2 x 3.29 sqrt(10,560) = 676 with the noise: sqrt(1.1281) at most.
@@ -468,7 +470,7 @@ def test_noise_of_a_run(
     normal = rng.normal
     monkeypatch.setattr(rng, "normal", lambda source, like, std: normal(source, like, factor * std))
     found = runs([spec(privacy=Privacy(epsilon=8.0, delta=1e-3, accountant="rdp"))], places)
-    finding = compare(cell(recorded={"row-dp": {"sentiment": FIVE}}), found).finding("noise")
+    finding = judge_cell(cell(recorded={"row-dp": {"sentiment": FIVE}}), found).finding("noise")
 
     assert finding
     assert ("reproduced" if factor == 1.0 else "differs") == finding.status
@@ -479,7 +481,7 @@ def test_known_difference(
     cell: Callable[..., Cell], records: Callable[..., list[Record]], ours: float, status: str
 ) -> None:
     """A difference that the row announces is known; without the difference the cell is judged like any other."""
-    verdict = compare(cell({"score": Expect(value=70.0, std=0.5, runs=5)}, differs="a misprint"), records(ours))
+    verdict = judge_cell(cell({"score": Expect(value=70.0, std=0.5, runs=5)}, differs="a misprint"), records(ours))
 
     assert (status, "a misprint") == (verdict.status, verdict.reason)
 
@@ -492,7 +494,7 @@ def test_not_run(cell: Callable[..., Cell]) -> None:
 def test_nothing_expected(cell: Callable[..., Cell], records: Callable[..., list[Record]]) -> None:
     """A cell that no run could fail is refused by name."""
     with pytest.raises(ValueError) as caught:
-        compare(cell(), records(70.0))
+        judge_cell(cell(), records(70.0))
 
     assert str(caught.value).startswith("p/t/row/sentiment has no expectation: ")
 

@@ -11,7 +11,7 @@ import pytest
 from peft_dp import Record, Spec
 from peft_dp.suite.papers.cell import Cell
 from peft_dp.suite.papers.table import Expect
-from peft_dp.suite.verdicts.cells import Finding, Verdict, compare
+from peft_dp.suite.verdicts.cells import Finding, Verdict, judge_cell
 from peft_dp.training.trail import Epoch
 
 Make = Callable[..., Spec]
@@ -39,7 +39,7 @@ def verdict(spec: Make, cell: Callable[..., Cell]) -> Check:
             )
             for seed, number in enumerate(answers)
         ]
-        return compare(held, records)
+        return judge_cell(held, records)
 
     return make
 
