@@ -24,9 +24,9 @@ def run(options: Namespace) -> int:
         ValueError: A folder holds no record, or they share no run.
     """
     from peft_dp.suite.verdicts.drift import drift, text
-    from peft_dp.suite.verdicts.gather import gather
+    from peft_dp.suite.verdicts.folder import read_folder
 
-    found = drift(gather(options.before), gather(options.after))
+    found = drift(read_folder(options.before), read_folder(options.after))
     print(json.dumps(asdict(found), indent=1, default=str) if options.json else text(found))
     return int(found.moved)
 

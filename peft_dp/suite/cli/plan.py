@@ -39,14 +39,14 @@ def run(options: Namespace) -> int:
     """
     from peft_dp.suite.plan import summary
     from peft_dp.suite.plan.estimate import calibrated, estimate
-    from peft_dp.suite.verdicts.gather import gather
+    from peft_dp.suite.verdicts.folder import read_folder
 
     check_positive(options, "seeds", "workers")
     if options.claim and options.prefix:
         raise ValueError("--claim names its cells itself: leave out PREFIX")
     time = summary.seconds(options.within) if options.within else None
     cells = summary.deciding(options.claim) if options.claim else papers.select(options.prefix or [""])
-    verdicts = gather(options.records).verdicts if options.records else ()
+    verdicts = read_folder(options.records).verdicts if options.records else ()
     clocks = calibrated(options.device, [record for verdict in verdicts for record in verdict.records])
     bar = tqdm(cells, desc="counting", delay=2, leave=False, disable=progress() is None)
     found = [estimate(cell, clocks, options.seeds) for cell in bar]

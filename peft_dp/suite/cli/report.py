@@ -35,9 +35,9 @@ def run(options: Namespace) -> int:
     from peft_dp.suite.report import export
     from peft_dp.suite.report.page import page
     from peft_dp.suite.report.table import render_table
-    from peft_dp.suite.verdicts.gather import gather
+    from peft_dp.suite.verdicts.folder import read_folder
 
-    found = gather(options.records)
+    found = read_folder(options.records)
     forms = (
         (options.html, partial(page, found)),
         (options.markdown, partial(export.to_markdown, found.verdicts)),

@@ -9,7 +9,7 @@ from pathlib import Path
 from peft_dp import code
 from peft_dp.records import Record
 from peft_dp.spec import Spec
-from peft_dp.suite.verdicts.gather import dated
+from peft_dp.suite.verdicts.folder import read_records
 from peft_dp.validate import Missing
 
 _log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ class Collected:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        records, damaged = dated(folder)
+        records, damaged = read_records(folder)
         for fault in damaged:
             _log.warning(fault)
         ours = {path: record for path, record in records.items() if _current(record)}

@@ -26,7 +26,7 @@ from peft_dp.suite.report.table import SIGNS, spent
 from peft_dp.suite.verdicts.cells import Status, Verdict
 from peft_dp.suite.verdicts.claims import judge_claim
 from peft_dp.suite.verdicts.drift import flat
-from peft_dp.suite.verdicts.gather import Gathered, by_spec
+from peft_dp.suite.verdicts.folder import Folder, by_spec
 from peft_dp.validate import Missing
 
 FOLDER = Path(__file__).parent
@@ -84,7 +84,7 @@ class Block:
         return Counter(verdict.status for verdict in self.every)
 
 
-def page(gathered: Gathered) -> str:
+def page(folder: Folder) -> str:
     """The whole page of a folder's verdicts, as HTML."""
     from jinja2 import Environment, FileSystemLoader
     from markupsafe import Markup
@@ -94,18 +94,18 @@ def page(gathered: Gathered) -> str:
     templates = Environment(loader=FileSystemLoader(FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     helpers = (about, asked, averages, number, numbers, short, shown, trained)
     templates.globals |= {helper.__name__: helper for helper in helpers} | {"counted": Counter}
-    blocks = _blocks(gathered.verdicts)
-    records = [*(record for verdict in gathered.verdicts for record in verdict.records), *gathered.others]
+    blocks = _blocks(folder.verdicts)
+    records = [*(record for verdict in folder.verdicts for record in verdict.records), *folder.others]
     return templates.get_template("page.html").render(
-        gathered=gathered,
+        folder=folder,
         papers=_papers(blocks),
         counts=sum((block.counts for block in blocks), Counter[Status]()),
         untouched=_untouched(blocks),
-        claims=_claims(gathered.verdicts),
+        claims=_claims(folder.verdicts),
         signs=SIGNS,
         units={quantity: title for quantity, (title, _) in UNITS.items()},
         claimed=CLAIMED,
-        others=[(alike[0].spec, alike) for alike in by_spec(gathered.others).values()],
+        others=[(alike[0].spec, alike) for alike in by_spec(folder.others).values()],
         runs=_environments(records),
         total=number(len(records)),
         methods=sorted({v.cell.spec.method for block in blocks for v in block.every}),

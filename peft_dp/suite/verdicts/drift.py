@@ -27,7 +27,7 @@ from peft_dp.suite.papers.cell import Cell
 from peft_dp.suite.verdicts.bands import RED, Spread, joined, of_runs, pooled, prior
 from peft_dp.suite.verdicts.cells import TIME, printed_spreads, scoring
 from peft_dp.suite.verdicts.claims import uneven
-from peft_dp.suite.verdicts.gather import Gathered, by_spec
+from peft_dp.suite.verdicts.folder import Folder, by_spec
 
 Word = Literal["same", "within noise", "better", "worse"]
 COSTS = (TIME, "peak_bytes")
@@ -150,7 +150,7 @@ class Drift:
         return any(change.moved for change in self.changes)
 
 
-def drift(before: Gathered, after: Gathered) -> Drift:
+def drift(before: Folder, after: Folder) -> Drift:
     """What changed from one folder to the other.
 
     Raises:
@@ -158,21 +158,21 @@ def drift(before: Gathered, after: Gathered) -> Drift:
     """
     pairs, only = _paired(_runs(before), _runs(after))
     if not pairs:
-        raise ValueError(f"{before.folder} and {after.folder} share no run: compare folders of the same cells")
+        raise ValueError(f"{before.path} and {after.path} share no run: compare folders of the same cells")
     both = [runs for pair in pairs for runs in pair]
     changes = [_change(one, two, both) for one, two in pairs]
     kinds = [kind for kind in KINDS if any(kind in change.moved for change in changes)] or ["nothing"]
     differs = {kind: _differences(kind, changes) for kind in kinds}
-    return Drift(folders=(before.folder, after.folder), changes=changes, only=only, differs=differs)
+    return Drift(folders=(before.path, after.path), changes=changes, only=only, differs=differs)
 
 
-def _runs(gathered: Gathered) -> dict[str, Runs]:
+def _runs(folder: Folder) -> dict[str, Runs]:
     """Digest of the spec of seed 0 -> its runs."""
     found: dict[str, Runs] = {}
-    for verdict in gathered.verdicts:
+    for verdict in folder.verdicts:
         runs = Runs(name=verdict.cell.id, cell=verdict.cell, records=verdict.records)
         found.setdefault(verdict.cell.spec.seeded(0).digest, runs)
-    for digest, records in by_spec(gathered.others).items():
+    for digest, records in by_spec(folder.others).items():
         spec = records[0].spec
         name = f"{spec.method} {spec.task}" + (f" epsilon {spec.privacy.epsilon:g}" if spec.privacy else "")
         found[digest] = Runs(name=name, cell=None, records=sorted(records, key=lambda record: record.spec.seed))

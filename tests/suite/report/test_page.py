@@ -28,7 +28,7 @@ from peft_dp.suite.papers.cell import Cell
 from peft_dp.suite.report.figures import Figure, of_table, ours, paired, spent
 from peft_dp.suite.report.page import page
 from peft_dp.suite.verdicts.cells import Verdict, judge_cell
-from peft_dp.suite.verdicts.gather import gather
+from peft_dp.suite.verdicts.folder import read_folder
 from peft_dp.training.trail import Epoch
 
 SHOWN = ("embedded/smoke", "slash/table4", "slash/table5", "bitfit_plus/figure7", "khan/figure3")
@@ -120,7 +120,7 @@ def report(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def held(folder: Path) -> Sequence[Verdict]:
     """The verdicts of those records."""
-    return gather(folder).verdicts
+    return read_folder(folder).verdicts
 
 
 @pytest.fixture(scope="module")
@@ -382,7 +382,7 @@ def test_of_real_runs(
     first = there.tab.locator("td[data-cell]").first.get_attribute("data-cell")
     there.tab.select_option("select[name=verdict]", "not run")
     left = there.shown()
-    held = {verdict.cell.id: verdict for verdict in gather(tmp_path / "records").verdicts}
+    held = {verdict.cell.id: verdict for verdict in read_folder(tmp_path / "records").verdicts}
 
     assert names[0] == linked
     assert drawn == (FIGURES if "bitfit" in rows else FIGURES - {"bias"})
@@ -464,7 +464,7 @@ def test_nominal_epsilon(tmp_path: Path) -> None:
         *(replace(made(cell, seed=1), key=f"{n}" * 64, spec=s) for n, s in enumerate((other, sound))),
     ):
         records.save(record)
-    text = page(gather(tmp_path))
+    text = page(read_folder(tmp_path))
 
     for said in (">8 nominal<", "epsilon 8 nominal, delta", ">3.25 nominal<", ">1.75<"):
         assert said in text
@@ -475,12 +475,12 @@ def test_figure_without_records(tmp_path: Path) -> None:
     """A figure with nothing to show is left out, and a line says which records it needs."""
     cell = papers.cells("slash/table5")[0]
     Records(tmp_path).save(replace(made(cell), moved={}, trail=[], ledger=None))
-    text = page(gather(tmp_path))
+    text = page(read_folder(tmp_path))
     drawn = {*re.findall(r'data-name="([a-z-]+)"', text)}
 
     assert drawn == {"cost"}
     assert {*re.findall(r"No figure “(.+?)”", text)} == {
-        figure.title for figure in of_table(gather(tmp_path).verdicts) if figure.name not in drawn
+        figure.title for figure in of_table(read_folder(tmp_path).verdicts) if figure.name not in drawn
     }
 
 

@@ -21,7 +21,7 @@ from peft_dp.suite import papers
 from peft_dp.suite.cli.main import main
 from peft_dp.suite.papers import reader
 from peft_dp.suite.verdicts.drift import Drift, drift, text
-from peft_dp.suite.verdicts.gather import gather
+from peft_dp.suite.verdicts.folder import read_folder
 
 Make = Callable[..., Spec]
 FIVE = [70.0, 71.0, 72.0, 73.0, 74.0]
@@ -72,7 +72,7 @@ def keep(
 
 def between(folder: Path) -> Drift:
     """The drift from the folder's `a` to its `b`."""
-    return drift(gather(folder / "a"), gather(folder / "b"))
+    return drift(read_folder(folder / "a"), read_folder(folder / "b"))
 
 
 def candidates(found: Drift, kind: str = "score") -> list[str]:

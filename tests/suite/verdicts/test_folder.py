@@ -14,7 +14,7 @@ from peft_dp import Record
 from peft_dp.records import Records
 from peft_dp.spec import Spec
 from peft_dp.suite import papers
-from peft_dp.suite.verdicts.gather import gather
+from peft_dp.suite.verdicts.folder import read_folder
 
 Keep = Callable[..., Path]
 
@@ -62,21 +62,21 @@ def test_order(tables: None, keep: Keep, tmp_path: Path) -> None:
     for name in ("b/table/head/inference", "a/table/bitfit/sentiment", "b/table/head/sentiment"):
         for seed in (10, 9, 0):
             keep(papers.find(name).spec.seeded(seed), score=50.0 + seed)
-    found = gather(tmp_path / "records")
+    found = read_folder(tmp_path / "records")
 
     assert ["a/table/bitfit/sentiment", "b/table/head/sentiment", "b/table/head/inference"] == [
         verdict.cell.id for verdict in found.verdicts
     ]
     assert [[50.0, 59.0, 60.0]] * 3 == [[r.values["score"] for r in verdict.records] for verdict in found.verdicts]
     assert {"reproduced"} == {verdict.status for verdict in found.verdicts}
-    assert (tmp_path / "records", [], []) == (found.folder, found.others, found.damaged)
+    assert (tmp_path / "records", [], []) == (found.path, found.others, found.damaged)
 
 
 def test_records_below(tables: None, keep: Keep, tmp_path: Path) -> None:
     """Folders within the folder are read as well, as where several sessions keep theirs side by side."""
     keep(papers.find("b/table/head/sentiment").spec)
 
-    assert len(gather(tmp_path).verdicts) == 1
+    assert len(read_folder(tmp_path).verdicts) == 1
 
 
 @pytest.mark.parametrize(("first", "second"), [("0", "f"), ("f", "0")])
@@ -87,7 +87,7 @@ def test_newest_counts(tables: None, keep: Keep, tmp_path: Path, first: str, sec
     keep(spec, 40.0, first, old)
     keep(spec, 60.0, second, "2026-01-02T00:00:00+00:00")
     keep(spec.seeded(1), 70.0)
-    (verdict,) = gather(tmp_path / "records").verdicts
+    (verdict,) = read_folder(tmp_path / "records").verdicts
 
     assert [60.0, 70.0] == [record.values["score"] for record in verdict.records]
 
@@ -98,7 +98,7 @@ def test_others(tables: None, keep: Keep, tmp_path: Path) -> None:
     keep(cell.spec)
     other = replace(cell.spec, backbone="roberta")
     keep(other, key="1")
-    found = gather(tmp_path / "records")
+    found = read_folder(tmp_path / "records")
 
     assert [other] == [record.spec for record in found.others]
     assert [cell.id] == [verdict.cell.id for verdict in found.verdicts]
@@ -112,7 +112,7 @@ def test_cells_of_one_run(tables: None, keep: Keep, tmp_path: Path) -> None:
     keep(papers.find("b/table/head/sentiment").spec)
 
     assert ["b/table/head/sentiment", "c/table/head/sentiment"] == [
-        verdict.cell.id for verdict in gather(tmp_path / "records").verdicts
+        verdict.cell.id for verdict in read_folder(tmp_path / "records").verdicts
     ]
 
 
@@ -123,7 +123,7 @@ def test_damaged(tables: None, keep: Keep, tmp_path: Path) -> None:
     half, empty = (keep(cell.spec.seeded(seed)) for seed in (1, 2))
     half.write_text(half.read_text()[:100])
     empty.write_text("{}")
-    found = gather(tmp_path / "records")
+    found = read_folder(tmp_path / "records")
     (verdict,) = found.verdicts
 
     assert [0] == [record.spec.seed for record in verdict.records]
@@ -135,7 +135,7 @@ def test_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for name in ("none", "file"):
         with pytest.raises(ValueError) as caught:
-            gather(tmp_path / name)
+            read_folder(tmp_path / name)
 
         assert str(caught.value).startswith(f"{tmp_path / name} is not a folder: give ")
 
@@ -145,11 +145,11 @@ def test_no_record(tables: None, tmp_path: Path) -> None:
     (tmp_path / "records").mkdir()
     (tmp_path / "records" / "notes.txt").write_text("")
     with pytest.raises(ValueError) as empty:
-        gather(tmp_path / "records")
+        read_folder(tmp_path / "records")
     for name in ("one.json", "two.json"):
         (tmp_path / "records" / name).write_text("{")
     with pytest.raises(ValueError) as broken:
-        gather(tmp_path / "records")
+        read_folder(tmp_path / "records")
 
     assert str(empty.value) == f"{tmp_path / 'records'} holds no whole record"
     assert str(broken.value).startswith(
@@ -167,7 +167,7 @@ def test_no_whole_run(keep: Keep, tables: None, tmp_path: Path, lacks: str) -> N
     for part in ("values", "cost"):
         data[part].pop(lacks, None)
     path.write_text(json.dumps(data))
-    found = gather(tmp_path / "records")
+    found = read_folder(tmp_path / "records")
 
     assert [f"{path} is not the record of a whole run: it has no {lacks}"] == found.damaged
     assert [0] == [record.spec.seed for verdict in found.verdicts for record in verdict.records]

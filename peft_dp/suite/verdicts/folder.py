@@ -17,30 +17,30 @@ WHOLE = ("score", "epoch_seconds", "peak_bytes")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gathered:
+class Folder:
     """What a folder of records holds.
 
     Attributes:
-        folder: The folder.
+        path: The folder.
         verdicts: One a cell that has records, in the order of the tables; a seed that ran more than once counts once,
             as it ran last.
         others: Records of what is no cell: rows on another backbone or task, or of tables since changed.
         damaged: Files that are no records, each with what is wrong.
     """
 
-    folder: Path
+    path: Path
     verdicts: Sequence[Verdict]
     others: Sequence[Record]
     damaged: Sequence[str]
 
 
-def gather(folder: Path) -> Gathered:
+def read_folder(folder: Path) -> Folder:
     """Reads every record under a folder and holds it against its cell.
 
     Raises:
         ValueError: There is no such folder, or no record in it.
     """
-    records, damaged = dated(folder)
+    records, damaged = read_records(folder)
     alike = by_spec(list(records.values())).items()
     runs = {digest: {record.spec.seed: record for record in some} for digest, some in alike}
     verdicts = []
@@ -51,10 +51,10 @@ def gather(folder: Path) -> Gathered:
             known.add(digest)
             verdicts.append(judge_cell(cell, [of_cell[seed] for seed in sorted(of_cell)]))
     others = [record for digest, seeds in runs.items() if digest not in known for record in seeds.values()]
-    return Gathered(folder=folder, verdicts=verdicts, others=others, damaged=damaged)
+    return Folder(path=folder, verdicts=verdicts, others=others, damaged=damaged)
 
 
-def dated(folder: Path) -> tuple[dict[Path, Record], list[str]]:
+def read_records(folder: Path) -> tuple[dict[Path, Record], list[str]]:
     """Every record under a folder with its file, the newest last; and what is wrong with files that are none.
 
     Raises:
