@@ -23,11 +23,11 @@ def run(options: Namespace) -> int:
     Raises:
         ValueError: A folder holds no record, or they share no run.
     """
-    from peft_dp.suite.verdicts.drift import drift, text
+    from peft_dp.suite.verdicts.drift import drift, render_drift
     from peft_dp.suite.verdicts.folder import read_folder
 
     found = drift(read_folder(options.before), read_folder(options.after))
-    print(json.dumps(asdict(found), indent=1, default=str) if options.json else text(found))
+    print(json.dumps(asdict(found), indent=1, default=str) if options.json else render_drift(found))
     return int(found.moved)
 
 

@@ -280,7 +280,7 @@ def _differences(kind: str, changes: Sequence[Change]) -> list[Difference]:
     return sorted(found, key=lambda one: (not one.candidate, -one.moved, one.others))
 
 
-def text(found: Drift) -> str:
+def render_drift(found: Drift) -> str:
     """Cells whose score is not the same or in which something moved, the ledgers, and what differs."""
     changes = sorted(found.changes, key=lambda change: not change.moved)
     lines = [_line(change) for change in changes if change.moved or change.word != "same"]

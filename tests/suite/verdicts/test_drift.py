@@ -20,7 +20,7 @@ from peft_dp.spec import Optimiser, Privacy
 from peft_dp.suite import papers
 from peft_dp.suite.cli.main import main
 from peft_dp.suite.papers import reader
-from peft_dp.suite.verdicts.drift import Drift, drift, text
+from peft_dp.suite.verdicts.drift import Drift, drift, render_drift
 from peft_dp.suite.verdicts.folder import read_folder
 
 Make = Callable[..., Spec]
@@ -164,7 +164,7 @@ def test_changed_library(spec: Make, tmp_path: Path) -> None:
 
     assert not candidates(found)
     assert [("versions.torch", 1, 1)] == [(one.name, one.moved, one.others) for one in found.differs["score"]]
-    assert "nothing differs there alone" in text(found)
+    assert "nothing differs there alone" in render_drift(found)
 
 
 def test_causes_in_order(spec: Make, tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_seconds_in_company(spec: Make, tmp_path: Path, workers: int, moved: lis
 
     assert moved == change.moved
     assert {"epoch_seconds": 2.0, "peak_bytes": 2.0} == change.ratios
-    assert ("times taken with 1 and 2 workers side by side do not compare" in text(found)) == (workers == 2)
+    assert ("times taken with 1 and 2 workers side by side do not compare" in render_drift(found)) == (workers == 2)
     assert [one.name for one in found.differs["peak_bytes"]] == ["side_by_side"] * (workers == 2)
 
 
