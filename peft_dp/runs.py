@@ -83,7 +83,7 @@ class Wanted:
         spec: What to run.
         sources: What the spec names, found and checked.
         key: Key of the record.
-        hashes: Hashes of data, weights and code.
+        hashes: Hashes of data, weights, the other files of the backbone, and code.
     """
 
     spec: Spec
@@ -94,7 +94,12 @@ class Wanted:
 
 def _wanted(spec: Spec, places: Places) -> Wanted:
     sources = find_sources(spec, places)
-    hashes = {"data": sources.data.sha256, "weights": sources.weights_sha256, "code": code.sha256(spec)}
+    hashes = {
+        "data": sources.data.sha256,
+        "weights": sources.weights_sha256,
+        "files": sources.files_sha256,
+        "code": code.sha256(spec),
+    }
     return Wanted(spec, sources, key(spec, hashes, versions(), sources.device), hashes)
 
 

@@ -55,7 +55,7 @@ def test_record(spec: Make, places: Places) -> None:
 
     assert {*scores.KNOWN, *scores.TRAINED} == set(record.values)
     assert [(20, 3), (20, 3)] == [(epoch.examples, epoch.steps) for epoch in record.trail]
-    assert {"data", "weights", "code"} == set(record.sources)
+    assert {"data", "weights", "files", "code"} == set(record.sources)
     assert record.environment["device"] == "cpu"
     assert all(value > 0 for value in record.cost.values())
     assert {"epoch_seconds", "examples_per_second", "tokens_per_second", "peak_bytes"} == set(record.cost)

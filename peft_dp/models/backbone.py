@@ -125,6 +125,11 @@ class Backbone:
         """Size of a hidden state."""
         return int(self.encoder.config.hidden_size)  # type: ignore[union-attr, arg-type]
 
+    @property
+    def positions(self) -> int:
+        """Most tokens that an example may have."""
+        return int(self.encoder.config.max_position_embeddings) - self.family.first_position  # type: ignore[union-attr, arg-type]
+
     def sites(self, role: str) -> list[nn.Module]:
         """The module of that role in each layer, lowest layer first."""
         return [layer.get_submodule(self.family.sites[role]) for layer in self.layers]
@@ -263,7 +268,7 @@ def load(
     with _quiet():
         if head == "stock":
             stock = AutoModelForTokenClassification if readout == "tokens" else AutoModelForSequenceClassification
-            model = weights.model(files, stock, outputs)
+            model = weights.model(files, stock, outputs, family.head)
             modules = [model.get_submodule(path) for path in family.head if hasattr(model, path)]
             for module in modules:
                 _initialise(module, rng)

@@ -18,6 +18,11 @@ from typing import Any
 from peft_dp import hub, registry
 from peft_dp.validate import Missing, short
 
+READ = ("config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json")
+"""Files beside the weights that transformers reads."""
+POINTER = b"version https://git-lfs"
+"""How a file begins that Git LFS stores elsewhere."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
@@ -52,6 +57,7 @@ class Source:
         # transformers would load the model that it names, whose hash nobody checks.
         if (found / "adapter_config.json").exists():
             raise ValueError(f"{found} holds adapter_config.json, which is no part of {self.repository}: remove it")
+        check_files(found)
         actual = file_sha256(weights, weights.stat().st_mtime_ns)
         if self.sha256 and actual != self.sha256:
             raise ValueError(
@@ -70,17 +76,56 @@ class Source:
             return Path(spec.origin).parent / self.package[1]
         from huggingface_hub import snapshot_download
 
-        files = ["config.json", "tokenizer*", "vocab*", "merges.txt", "model.safetensors"]
+        files = [*READ, "model.safetensors"]
         download = partial(snapshot_download, self.repository, revision=self.revision, allow_patterns=files)
         extra = ", or pip install 'peft-dp[embedded]'" if self.package else ""
         return hub.get(download, self.repository, f"give --peft-backbones DIR with its files in DIR/{name}{extra}")
 
 
-def check_shape(folder: Path, config: Mapping[str, Any]) -> None:
-    """Holds fields of a model's `config.json` against those of its backbone.
+def check_files(folder: Path) -> None:
+    """Check what a backbone's folder holds beside its weights, before anything is loaded from it.
 
     Raises:
-        ValueError: One of them has another value, or the file is not a JSON object.
+        ValueError: A file is empty or a pointer to one that is stored elsewhere, or the configuration asks for code
+            or a precision that this project does not run.
+        Missing: There is no tokenizer.
+    """
+    for file in (folder / "model.safetensors", *read_files(folder)):
+        with file.open("rb") as stream:
+            start = stream.read(len(POINTER))
+        if not start or start == POINTER:
+            what = "a Git LFS pointer and not the file itself: run `git lfs pull` there" if start else "empty"
+            raise ValueError(f"{file} is {what}, or fetch the backbone's files again")
+    names = {file.name for file in read_files(folder)}
+    if not (names & {"tokenizer.json", "vocab.txt"} or {"vocab.json", "merges.txt"} <= names):
+        raise Missing(f"{folder} holds no tokenizer: put tokenizer.json, vocab.txt or vocab.json and merges.txt there")
+    config = read_config(folder)
+    for field in ("auto_map", "quantization_config"):
+        if config.get(field):
+            raise ValueError(
+                f"{folder / 'config.json'} has {field} {short(config[field])}, and neither a model's own code nor "
+                "quantised weights are run here: give the backbone's plain files"
+            )
+
+
+def read_files(folder: Path) -> list[Path]:
+    """Return the files beside the weights that a run reads: the configuration and the tokenizer's."""
+    return sorted(file for pattern in READ for file in folder.glob(pattern) if file.is_file())
+
+
+def files_sha256(folder: Path) -> str:
+    """Return the hash of the files beside the weights that a run reads, names and contents."""
+    digest = hashlib.sha256()
+    for file in read_files(folder):
+        digest.update(f"{file.name} {file_sha256(file, file.stat().st_mtime_ns)}\n".encode())
+    return digest.hexdigest()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return what a model's `config.json` holds.
+
+    Raises:
+        ValueError: The file is not a JSON object.
     """
     path = folder / "config.json"
     try:
@@ -89,10 +134,21 @@ def check_shape(folder: Path, config: Mapping[str, Any]) -> None:
         held = None
     if not isinstance(held, dict):
         raise ValueError(f"{path} is not a JSON object: fetch the file again")
+    return held
+
+
+def check_shape(folder: Path, config: Mapping[str, Any]) -> None:
+    """Hold fields of a model's `config.json` against those of its backbone.
+
+    Raises:
+        ValueError: One of them has another value, or the file is not a JSON object.
+    """
+    held = read_config(folder)
     for name, value in config.items():
         if held.get(name) != value:
             raise ValueError(
-                f"{path} has {name} {short(held.get(name))}, but the backbone has {value!r}: give the backbone's files"
+                f"{folder / 'config.json'} has {name} {short(held.get(name))}, but the backbone has {value!r}: "
+                "give the backbone's files"
             )
 
 

@@ -21,6 +21,7 @@ from peft_dp.models.backbone import Backbone, load
 from peft_dp.models.batch import IGNORED, Batch, Encoded
 from peft_dp.models.family import Family
 from peft_dp.models.source import Random, Source, check_shape
+from peft_dp.models.source import files_sha256 as hash_of_files
 from peft_dp.models.tokens import encode
 from peft_dp.privacy.plan import Plan, calibrate
 from peft_dp.spec import Spec
@@ -37,6 +38,7 @@ class Sources:
         data: Its examples, cut to the spec's numbers.
         files: The folder of the backbone's files, their hash checked; or a random draw in its shape.
         weights_sha256: Hash of the weights, or "random".
+        files_sha256: Hash of the configuration's and the tokenizer's files, or "random".
         family: Where the backbone's sites are.
         config: The method's `Config`.
         plan: Noise, clip, rate and steps.
@@ -47,6 +49,7 @@ class Sources:
     data: Data
     files: Path | Random
     weights_sha256: str
+    files_sha256: str
     family: Family
     config: Any
     plan: Plan
@@ -143,12 +146,13 @@ def find_sources(spec: Spec, places: Places) -> Sources:
     device = _device(spec, places.device)
     data = _data(spec.task, places.data).subset(spec.train, spec.dev)
     plan = calibrate(spec, len(data.train))
-    files, sha256 = _weights(spec, backbone, places.backbones)
+    files, weights_sha256, files_sha256 = _files(spec, backbone, places.backbones)
     return Sources(
         task=task,
         data=data,
         files=files,
-        weights_sha256=sha256,
+        weights_sha256=weights_sha256,
+        files_sha256=files_sha256,
         family=backbone.FAMILY,
         config=config,
         plan=plan,
@@ -156,15 +160,16 @@ def find_sources(spec: Spec, places: Places) -> Sources:
     )
 
 
-def _weights(spec: Spec, backbone: ModuleType, folder: Path | None) -> tuple[Path | Random, str]:
+def _files(spec: Spec, backbone: ModuleType, folder: Path | None) -> tuple[Path | Random, str, str]:
+    """Return what a backbone is loaded from, the hash of its weights and that of its other files."""
     if spec.weights == "random":
-        return Random(spec.backbone), "random"
+        return Random(spec.backbone), "random", "random"
     source: Source = backbone.SOURCE
     files, sha256 = source.locate(folder)
     # A smaller model of the same family may stand for it but in a row of a paper.
     names = backbone.CONFIG if spec.budget == "paper" else ["model_type"]
     check_shape(files, {name: backbone.CONFIG[name] for name in names})
-    return files, sha256
+    return files, sha256, hash_of_files(files)
 
 
 @cache
@@ -200,6 +205,12 @@ def build(spec: Spec, sources: Sources) -> Job:
     method.install(backbone, sources.config, draw)
     backbone.to(sources.device)
     train, dev = _encoded(sources.data, sources.task, sources.files, spec.max_length, spec.readout)
+    longest = max(*train.lengths, *dev.lengths)
+    if longest > backbone.positions:
+        raise ValueError(
+            f"backbone {spec.backbone!r} in {sources.files} has {backbone.positions} positions, but the data has "
+            f"sentences of {longest} tokens: give files with more, or cut them with a smaller max_length"
+        )
     return Job(
         spec=spec,
         task=sources.task,

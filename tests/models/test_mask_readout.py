@@ -66,6 +66,9 @@ def test_nothing_between(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Watched:
         mask_token, mask_token_id, pad_token_id = real.mask_token, real.mask_token_id, real.pad_token_id
 
+        def __len__(self) -> int:
+            return len(real)
+
         def __call__(self, *texts: Any, **options: Any) -> Any:
             seen.extend(texts)
             return real(*texts, **options)
