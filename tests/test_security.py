@@ -150,7 +150,7 @@ def test_remote_code(kind: str, model: Path, spec: Make, monkeypatch: pytest.Mon
 def test_remote_code_of_a_tokenizer(model: Path, spec: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tokenizer's own code is not run and nobody is asked about it."""
     mark = put_canary(model)
-    edit(model / "config.json", auto_map=None)
+    edit(model / "config.json", auto_map={})
     monkeypatch.setattr("builtins.input", lambda *words: pytest.fail("a question was asked"))
     build(spec(), find_sources(spec(), at(model)))
 
