@@ -322,8 +322,8 @@ READERS = {
 @pytest.fixture
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with whole dev files, of tasks that have two rows."""
-    monkeypatch.setitem(glue.LAYOUTS, "rte", replace(glue.LAYOUTS["rte"], rows=(2, 2)))
-    monkeypatch.setattr(conll, "SENTENCES", {"train": 2, "valid": 2})
+    for source, name in ((glue, "rte"), (conll, "conll2003")):
+        monkeypatch.setitem(source.TASKS, name, replace(source.TASKS[name], train=2, dev=2))
     for name, content in (
         ("RTE/dev.tsv", RTE),
         ("rte/validation-00000-of-00001.parquet", PARQUET),

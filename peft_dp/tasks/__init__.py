@@ -1,9 +1,9 @@
 """What is learnt: a task, its examples, and where they come from.
 
-A source is a module with `TASKS` (name -> Task) and
-`load(task, folder) -> Data`; `generated`, `generated_entities` and `lengths`
-make their data from a seed, `glue` and `conll` read the real thing. Nothing here
-imports torch.
+The folder is a registry: every file without a leading underscore is a source, with `TASKS` (name -> `Task`) and
+`load(task, folder) -> Data`. All that a plan or a verdict needs to know of a task without its data stands on the
+`Task`. `generated`, `generated_entities` and `lengths` make their data from a seed, `glue` and `conll` read the real
+thing. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -25,15 +25,25 @@ Kind = Literal["classification", "regression", "tokens"]
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One data set with its metric.
+    """One data set with its metric, and what is known of it without its data.
 
     Attributes:
         name: Short lower-case name, as in cell ids.
         title: The name people know it by.
         kind: What the head predicts: a class, a score, or the tag of each word.
         labels: Class names in label order; empty for a regression; for tags O, then B- and I- of each type.
-        metric: The function of `measuring.metrics` a row's score means.
+        metric: The function of `measuring.metrics` that gives a row's score.
         pair: Whether an example has two sentences.
+        train: Number of training examples.
+        dev: Number of scored examples.
+        tokens: Mean number of tokens per training example in BERT's uncased vocabulary, specials included.
+        log_deviation: Standard deviation of the natural logarithm of that number.
+        positive: Share of class 1 among the scored examples, for the errors of F1 and of Matthews' correlation; None
+            with another metric.
+        hub: Repository and revision of the hub's data set that `load` fetches; None where nothing is fetched.
+
+    Raises:
+        ValueError: A size or a share that cannot be, or no `positive` where the metric needs it.
     """
 
     name: str
@@ -42,6 +52,21 @@ class Task:
     labels: tuple[str, ...]
     metric: str
     pair: bool
+    train: int
+    dev: int
+    tokens: float
+    log_deviation: float
+    positive: float | None = None
+    hub: tuple[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        validate.positive(train=self.train, dev=self.dev, tokens=self.tokens)
+        if self.positive is not None:
+            validate.fraction(positive=self.positive)
+        elif self.metric in ("f1", "mcc", "entity_f1"):
+            raise ValueError(
+                f"task {self.name!r} is scored by {self.metric}, whose error depends on the share of class 1: give positive"
+            )
 
     @property
     def outputs(self) -> int:
@@ -66,28 +91,28 @@ class Example:
 
 @dataclass(frozen=True)
 class Data:
-    """The examples of one task; `dev` is scored and never trained on."""
+    """The examples of one task; `dev` is scored, and no example of it is trained on."""
 
     train: Sequence[Example]
     dev: Sequence[Example]
 
     def __hash__(self) -> int:
-        """Equal data have equal hashes."""
+        """Return a hash that equal data share."""
         return hash(self.sha256)
 
     def subset(self, train: int | None, dev: int | None) -> Data:
-        """The first `train` and `dev` examples after a fixed shuffle (None: all, unshuffled).
+        """Return the first `train` and `dev` examples after a fixed shuffle; for None all, unshuffled.
 
-        The shuffle has a seed of its own, so every run of a cell sees the same examples.
+        The shuffle has a seed of its own, so that every run of a cell sees the same examples.
 
         Raises:
-            ValueError: More examples asked for than there are.
+            ValueError: More examples are asked for than there are.
         """
         return replace(self, train=_first(self.train, train, "train"), dev=_first(self.dev, dev, "dev"))
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of every example in order; enters the key of a record."""
+        """Return the hash of all examples in their order; it is part of a record's key."""
         rows = [[(e.first, e.second, e.label) for e in split] for split in (self.train, self.dev)]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
@@ -101,9 +126,18 @@ def _first(examples: Sequence[Example], count: int | None, split: str) -> Sequen
 
 
 def _sources() -> dict[str, ModuleType]:
-    """Return the source of each task, by the task's name."""
-    sources = [registry.load("tasks", name) for name in registry.names("tasks")]
-    return {name: source for source in sources for name in source.TASKS}
+    """Return the source of each task, by the task's name.
+
+    Raises:
+        ValueError: Two sources have a task of the same name.
+    """
+    found: dict[str, ModuleType] = {}
+    for source in (registry.load("tasks", name) for name in registry.names("tasks")):
+        for name in source.TASKS:
+            if name in found:
+                raise ValueError(f"task {name!r} is in {found[name].__name__} and in {source.__name__}: rename one")
+            found[name] = source
+    return found
 
 
 def source(name: str) -> ModuleType:
@@ -118,12 +152,12 @@ def source(name: str) -> ModuleType:
 
 
 def names() -> list[str]:
-    """Names of all tasks, sorted."""
+    """Return the names of all tasks, sorted."""
     return sorted(_sources())
 
 
 def find(name: str) -> Task:
-    """The task of that name.
+    """Return the task of that name.
 
     Raises:
         ValueError: No such task; the message lists those there are.
@@ -132,21 +166,8 @@ def find(name: str) -> Task:
     return task
 
 
-def dev_size(name: str) -> int:
-    """Number of scored examples of a task, of real data the official one, which is known without it.
-
-    Raises:
-        ValueError: No such task.
-    """
-    from peft_dp.tasks import conll, glue
-
-    if name in glue.LAYOUTS:
-        return glue.LAYOUTS[name].rows[1]
-    return conll.scored(name) if name in conll.TASKS else len(load(name).dev)
-
-
 def load(name: str, folder: Path | None = None) -> Data:
-    """All examples of a task, from its generator, from `folder`, or from the hub.
+    """Return all examples of a task, from its generator, from `folder`, or from the hub.
 
     Raises:
         ValueError: No such task, or a file that is not what it should be.

@@ -35,25 +35,25 @@ class Draw:
         self._dev = dev
 
     def index(self, count: int) -> int:
-        """One of 0 .. count - 1."""
+        """Return one of 0 .. count - 1."""
         return int(self._random.random() * count)
 
     def any(self, items: Sequence[Item]) -> Item:
-        """One of all items."""
+        """Return one of all items."""
         return items[self.index(len(items))]
 
     def some(self, items: Sequence[Item], count: int) -> list[Item]:
-        """That many different items."""
+        """Return that many different items."""
         left = list(items)
         return [left.pop(self.index(len(left))) for _ in range(count)]
 
     def words(self, table: Sequence[Item], count: int) -> list[Item]:
-        """That many different entries among those of this split."""
+        """Return that many different entries among those of this split."""
         quarter = len(table) // 4
         return self.some(table[quarter:] if self._dev else table[: len(table) - quarter], count)
 
     def word(self, table: Sequence[Item]) -> Item:
-        """One entry among those of this split."""
+        """Return one entry among those of this split."""
         return self.words(table, 1)[0]
 
 
@@ -62,7 +62,7 @@ def _sentence(text: str) -> str:
     return text[0].upper() + text[1:] + ("" if text.endswith("?") else ".")
 
 
-# Of a statement `word` is the judgement; `same` and `other` go with and against the verdict of the whole.
+# `word` is the judgement of a statement; `same` and `other` go with and against the verdict of the whole.
 _STATEMENTS = (
     "the {aspect} was {word}",
     "it was a {word} and {word2} {thing}",
@@ -323,9 +323,22 @@ def _similarity(draw: Draw, label: int) -> Pair:
     return _sentence(_tell(draw, scene, _REPORTS)), _sentence(_tell(draw, other, _REPORTS))
 
 
-def _task(name: str, title: str, labels: str, metric: str, pair: bool) -> Task:
+def _task(name: str, title: str, labels: str, metric: str, tokens: tuple[float, float], *, pair: bool) -> Task:
+    """Return a task from the mean and log deviation of its numbers of tokens."""
     kind: Kind = "classification" if labels else "regression"
-    return Task(name=name, title=title, kind=kind, labels=tuple(labels.split()), metric=metric, pair=pair)
+    return Task(
+        name=name,
+        title=title,
+        kind=kind,
+        labels=tuple(labels.split()),
+        metric=metric,
+        pair=pair,
+        train=TRAIN,
+        dev=DEV,
+        tokens=tokens[0],
+        log_deviation=tokens[1],
+        positive=0.5 if metric == "mcc" else None,  # labels take turns
+    )
 
 
 _MAKERS: dict[str, Callable[[Draw, int], Pair]] = {
@@ -339,24 +352,24 @@ _MAKERS: dict[str, Callable[[Draw, int], Pair]] = {
 TASKS = {
     task.name: task
     for task in (
-        _task("sentiment", "Sentiment", "negative positive", "accuracy", pair=False),
-        _task("paraphrase", "Paraphrase", "different same", "accuracy", pair=True),
-        _task("inference", "Inference", "entailment neutral contradiction", "accuracy", pair=True),
-        _task("acceptability", "Acceptability", "unacceptable acceptable", "mcc", pair=False),
-        _task("similarity", "Similarity", "", "pearson", pair=True),
+        _task("sentiment", "Sentiment", "negative positive", "accuracy", (16.8, 0.16), pair=False),
+        _task("paraphrase", "Paraphrase", "different same", "accuracy", (29.1, 0.07), pair=True),
+        _task("inference", "Inference", "entailment neutral contradiction", "accuracy", (21.3, 0.08), pair=True),
+        _task("acceptability", "Acceptability", "unacceptable acceptable", "mcc", (11.6, 0.12), pair=False),
+        _task("similarity", "Similarity", "", "pearson", (27.7, 0.06), pair=True),
     )
 }
 
 
 def load(task: Task, folder: Path | None) -> Data:
-    """The fixed examples of a task; `folder` is not read, there are no files."""
+    """Return the fixed examples of a task; no file of `folder` is read."""
     seen: set[Pair] = set()
     train, dev = (_examples(task, split, count, seen) for split, count in (("train", TRAIN), ("dev", DEV)))
     return Data(train=train, dev=dev)
 
 
 def _examples(task: Task, split: str, count: int, seen: set[Pair]) -> list[Example]:
-    """New, different examples whose labels take turns; a score is one of 0 .. 5."""
+    """Return that many new, different examples whose labels take turns; a score is one of 0 .. 5."""
     draw = Draw(f"{task.name} {split}", dev=split == "dev")
     examples: list[Example] = []
     while len(examples) < count:

@@ -39,7 +39,6 @@ class Layout:
         config: Folder of the hub's files.
         columns: TSV columns of the one or two sentences.
         label: TSV column of the label; it is `label` in parquet.
-        rows: Official number of rows in train and dev.
         also: Another number of training rows that circulates, 0 for none.
         fields: Parquet columns of the sentences where they are not `columns`.
         dev: What follows `dev` and `validation` in file names.
@@ -51,7 +50,6 @@ class Layout:
     config: str
     columns: tuple[str, ...]
     label: str
-    rows: tuple[int, int]
     also: int = 0
     fields: tuple[str, ...] = ()
     dev: str = ""
@@ -67,53 +65,82 @@ _MNLI = ("premise", "hypothesis")
 _COLA = ("source", "label", "star", "sentence")
 
 LAYOUTS = {
-    "cola": Layout("CoLA", "cola", _ONE, "label", (8551, 1043), header=_COLA),
-    "sst2": Layout("SST-2", "sst2", _ONE, "label", (67349, 872)),
-    "mrpc": Layout("MRPC", "mrpc", _MRPC, "Quality", (3668, 408), also=3667, fields=_TWO),
-    "qqp": Layout("QQP", "qqp", _QQP, "is_duplicate", (363846, 40430), holes=True),
-    "stsb": Layout("STS-B", "stsb", _TWO, "score", (5749, 1500)),
-    "mnli": Layout("MNLI", "mnli", _TWO, "gold_label", (392702, 9815), fields=_MNLI, dev="_matched"),
-    "mnli-mm": Layout("MNLI", "mnli", _TWO, "gold_label", (392702, 9832), fields=_MNLI, dev="_mismatched"),
-    "qnli": Layout("QNLI", "qnli", ("question", "sentence"), "label", (104743, 5463)),
-    "rte": Layout("RTE", "rte", _TWO, "label", (2490, 277)),
-    "wnli": Layout("WNLI", "wnli", _TWO, "label", (635, 71)),
+    "cola": Layout("CoLA", "cola", _ONE, "label", header=_COLA),
+    "sst2": Layout("SST-2", "sst2", _ONE, "label"),
+    "mrpc": Layout("MRPC", "mrpc", _MRPC, "Quality", also=3667, fields=_TWO),
+    "qqp": Layout("QQP", "qqp", _QQP, "is_duplicate", holes=True),
+    "stsb": Layout("STS-B", "stsb", _TWO, "score"),
+    "mnli": Layout("MNLI", "mnli", _TWO, "gold_label", fields=_MNLI, dev="_matched"),
+    "mnli-mm": Layout("MNLI", "mnli", _TWO, "gold_label", fields=_MNLI, dev="_mismatched"),
+    "qnli": Layout("QNLI", "qnli", ("question", "sentence"), "label"),
+    "rte": Layout("RTE", "rte", _TWO, "label"),
+    "wnli": Layout("WNLI", "wnli", _TWO, "label"),
 }
 LAYOUTS["qqp-accuracy"] = LAYOUTS["qqp"]
 
+_ACCEPTABLE = "unacceptable acceptable"
+_ENTAILED = "entailment not_entailment"
+_EQUIVALENT = "not_equivalent equivalent"
+_DUPLICATE = "not_duplicate duplicate"
+_RELATION = "entailment neutral contradiction"
 
-def _task(name: str, title: str, metric: str, *labels: str) -> Task:
+
+def _task(
+    name: str,
+    title: str,
+    metric: str,
+    labels: str,
+    rows: tuple[int, int],
+    tokens: tuple[float, float],
+    positive: float | None = None,
+) -> Task:
+    """Return a task from its official numbers of rows, and the mean and log deviation of its numbers of tokens."""
     kind: Kind = "classification" if labels else "regression"
-    return Task(name=name, title=title, kind=kind, labels=labels, metric=metric, pair=len(LAYOUTS[name].columns) == 2)
+    return Task(
+        name=name,
+        title=title,
+        kind=kind,
+        labels=tuple(labels.split()),
+        metric=metric,
+        pair=len(LAYOUTS[name].columns) == 2,
+        train=rows[0],
+        dev=rows[1],
+        tokens=tokens[0],
+        log_deviation=tokens[1],
+        positive=positive,
+        hub=(REPOSITORY, REVISION),
+    )
 
 
+# Tokens of CoLA, SST-2, MRPC and RTE are counted on the training examples; the others are estimates, as in `lengths`.
 _TASKS = (
-    _task("cola", "CoLA", "mcc", "unacceptable", "acceptable"),
-    _task("sst2", "SST-2", "accuracy", "negative", "positive"),
-    _task("mrpc", "MRPC", "f1", "not_equivalent", "equivalent"),
-    _task("qqp", "QQP", "f1", "not_duplicate", "duplicate"),
-    _task("qqp-accuracy", "QQP, accuracy", "accuracy", "not_duplicate", "duplicate"),
-    _task("stsb", "STS-B", "pearson"),
-    _task("mnli", "MNLI", "accuracy", "entailment", "neutral", "contradiction"),
-    _task("mnli-mm", "MNLI-mm", "accuracy", "entailment", "neutral", "contradiction"),
-    _task("qnli", "QNLI", "accuracy", "entailment", "not_entailment"),
-    _task("rte", "RTE", "accuracy", "entailment", "not_entailment"),
-    _task("wnli", "WNLI", "accuracy", "not_entailment", "entailment"),
+    _task("cola", "CoLA", "mcc", _ACCEPTABLE, (8551, 1043), (11.3, 0.33), 0.69),
+    _task("sst2", "SST-2", "accuracy", "negative positive", (67349, 872), (13.2, 0.67)),
+    _task("mrpc", "MRPC", "f1", _EQUIVALENT, (3668, 408), (53.2, 0.26), 0.684),
+    _task("qqp", "QQP", "f1", _DUPLICATE, (363846, 40430), (28.4, 0.45), 0.368),
+    _task("qqp-accuracy", "QQP, accuracy", "accuracy", _DUPLICATE, (363846, 40430), (28.4, 0.45)),
+    _task("stsb", "STS-B", "pearson", "", (5749, 1500), (31.0, 0.45)),
+    _task("mnli", "MNLI", "accuracy", _RELATION, (392702, 9815), (39.2, 0.45)),
+    _task("mnli-mm", "MNLI-mm", "accuracy", _RELATION, (392702, 9832), (39.2, 0.45)),
+    _task("qnli", "QNLI", "accuracy", _ENTAILED, (104743, 5463), (50.6, 0.45)),
+    _task("rte", "RTE", "accuracy", _ENTAILED, (2490, 277), (70.2, 0.52)),
+    _task("wnli", "WNLI", "accuracy", "not_entailment entailment", (635, 71), (37.0, 0.30)),
 )
 TASKS = {task.name: task for task in _TASKS}
 
 
 def load(task: Task, folder: Path | None) -> Data:
-    """All examples of a task, from `folder` or from the hub.
+    """Return all examples of a task, from `folder` or from the hub.
 
     Raises:
-        ValueError: A file that is not the official one.
-        Missing: Nothing in `folder`, or a hub out of reach.
+        ValueError: A file is not the official one.
+        Missing: `folder` lacks a file, or the hub is out of reach.
     """
     layout = LAYOUTS[task.name]
     find = partial(_local, folder) if folder else _hub
     return Data(
-        train=_read(task, find(layout, "train.tsv", "train"), layout.rows[0], layout.also),
-        dev=_read(task, find(layout, f"dev{layout.dev}.tsv", f"validation{layout.dev}"), layout.rows[1]),
+        train=_read(task, find(layout, "train.tsv", "train"), task.train, layout.also),
+        dev=_read(task, find(layout, f"dev{layout.dev}.tsv", f"validation{layout.dev}"), task.dev),
     )
 
 

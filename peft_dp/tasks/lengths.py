@@ -2,11 +2,11 @@
 
 An example is numbers, one token each for the tokenizer that goes with random
 weights, with a label drawn at random. Lengths are log-normal. SST-2's mean is
-counted, in tokens of BERT's uncased vocabulary without specials, and its spread
+counted, in tokens of BERT's uncased vocabulary without specials, and its deviation
 fits its 95th and 99th percentile (31 and 42). The others' means are the
 characters of an example, from the sizes that the hub states of nyu-mll/glue
-(QNLI 225, MNLI 171, QQP 120), times the 0.212 tokens a character of SST-2 and
-MRPC; their spread is assumed, between those counted of MRPC (0.28) and RTE (0.55).
+(QNLI 225, MNLI 171, QQP 120), times the 0.212 tokens per character of SST-2 and
+MRPC; their deviation is assumed, between those counted of MRPC (0.28) and RTE (0.55).
 
 There are only as many examples as a share of an epoch needs.
 """
@@ -28,28 +28,37 @@ LENGTHS = {
     "qnli-lengths": ("qnli", 47.6, 0.45),
     "256-tokens": ("sst2", 254.0, 0.0),
 }
-"""Task -> GLUE task of that form, mean number of words, and standard deviation of its logarithm."""
+"""Task -> GLUE task whose form it has, mean number of words, and standard deviation of the number's logarithm."""
 TRAIN, DEV = 4096, 256
 WORDS = 20000
 """Different words; every backbone has more."""
 
 TASKS = {
-    name: replace(glue.TASKS[form], name=name, title=f"{glue.TASKS[form].title}'s form, {mean:g} words on average")
-    for name, (form, mean, _) in LENGTHS.items()
+    name: replace(
+        glue.TASKS[form],
+        name=name,
+        title=f"{glue.TASKS[form].title}'s form, {mean:g} words on average",
+        train=TRAIN,
+        dev=DEV,
+        tokens=mean + 2 + glue.TASKS[form].pair,  # with the special tokens
+        log_deviation=deviation,
+        hub=None,
+    )
+    for name, (form, mean, deviation) in LENGTHS.items()
 }
 
 
 def load(task: Task, folder: Path | None) -> Data:
-    """The examples of a task, the same in every call; `folder` is not needed."""
+    """Return the examples of a task, the same in every call; no file of `folder` is read."""
     draw = random.Random(task.name)
     return Data(*([_example(task, draw) for _ in range(count)] for count in (TRAIN, DEV)))
 
 
 def _example(task: Task, draw: random.Random) -> Example:
-    _, mean, spread = LENGTHS[task.name]
+    _, mean, deviation = LENGTHS[task.name]
     height = NormalDist().inv_cdf(draw.random())
     # At least one word for each sentence.
-    count = max(1 + task.pair, round(mean * math.exp(spread * height - spread**2 / 2)))
+    count = max(1 + task.pair, round(mean * math.exp(deviation * height - deviation**2 / 2)))
     words = [str(int(draw.random() * WORDS)) for _ in range(count)]
     cut = count // 2 if task.pair else count
     return Example(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,8 @@ def put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Put:
     """Writes the three files and expects that many sentences in each."""
 
     def write(train: str | bytes, valid: str = PETER, test: str = EU, sentences: int = 1) -> Path:
-        monkeypatch.setattr(conll, "SENTENCES", {"train": sentences, "valid": 1, "test": 1})
+        for name, task in conll.TASKS.items():
+            monkeypatch.setitem(conll.TASKS, name, replace(task, train=sentences, dev=1))
         (tmp_path / "conll2003").mkdir()
         for name, text in (("train", train), ("valid", valid), ("test", test)):
             held = text.encode() if isinstance(text, str) else text

@@ -31,8 +31,8 @@ def put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Put:
     """Writes a task's two files in the official layout and expects `rows` rows in each."""
 
     def write(name: str, train: str | bytes, dev: str | bytes | None = None, rows: tuple[int, int] = (1, 1)) -> Path:
-        layout = replace(glue.LAYOUTS[name], rows=rows)
-        monkeypatch.setitem(glue.LAYOUTS, name, layout)
+        layout, task = glue.LAYOUTS[name], glue.TASKS[name]
+        monkeypatch.setitem(glue.TASKS, name, replace(task, train=rows[0], dev=rows[1]))
         folder = tmp_path / layout.folder
         folder.mkdir(exist_ok=True)
         for file, text in (("train.tsv", train), (f"dev{layout.dev}.tsv", train if dev is None else dev)):
@@ -186,7 +186,7 @@ def write_mnli(folder: Path) -> None:
 
 def test_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The hub's files may stand in a folder as well."""
-    monkeypatch.setitem(glue.LAYOUTS, "mnli-mm", replace(glue.LAYOUTS["mnli-mm"], rows=(1, 1)))
+    monkeypatch.setitem(glue.TASKS, "mnli-mm", replace(glue.TASKS["mnli-mm"], train=1, dev=1))
     write_mnli(tmp_path / "mnli")
 
     data = read("mnli-mm", tmp_path)
@@ -250,7 +250,7 @@ def from_hub(home: Path) -> subprocess.CompletedProcess[str]:
     """Loads MNLI-mm from a hub cache under `home`, with one row per split, and with no network."""
     code = (
         "from dataclasses import replace; from peft_dp.tasks import glue, load;"
-        "glue.LAYOUTS['mnli-mm'] = replace(glue.LAYOUTS['mnli-mm'], rows=(1, 1)); print(load('mnli-mm').dev[0])"
+        "glue.TASKS['mnli-mm'] = replace(glue.TASKS['mnli-mm'], train=1, dev=1); print(load('mnli-mm').dev[0])"
     )
     # An unreachable endpoint rather than HF_HUB_OFFLINE, which would hide a retry.
     return python(code, HF_HOME=str(home), HF_ENDPOINT="http://127.0.0.1:9")

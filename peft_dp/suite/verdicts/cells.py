@@ -25,7 +25,6 @@ from peft_dp.suite.papers.table import Expect
 from peft_dp.suite.verdicts.bands import (
     AMBER,
     COLLAPSED,
-    POSITIVE,
     POWER,
     RED,
     Spread,
@@ -241,7 +240,8 @@ def scoring(task: str, dev: int | None, score: float) -> tuple[str, float, int, 
         dev: Number of scored examples; None for all that the task has.
         score: Times 100.
     """
-    return tasks.find(task).metric, score, dev or tasks.dev_size(task), POSITIVE.get(task, 0.5)
+    known = tasks.find(task)
+    return known.metric, score, dev or known.dev, known.positive or 0.5  # which other metrics do not look at
 
 
 def _ours(scores: Sequence[float]) -> list[Spread]:
