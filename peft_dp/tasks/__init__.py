@@ -65,7 +65,7 @@ class Task:
             validate.fraction(positive=self.positive)
         elif self.metric in ("f1", "mcc", "entity_f1"):
             raise ValueError(
-                f"task {self.name!r} is scored by {self.metric}, whose error depends on the share of class 1: give positive"
+                f"task {self.name!r}: give positive, since the error of {self.metric} depends on the share of class 1"
             )
 
     @property

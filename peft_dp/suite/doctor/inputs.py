@@ -13,7 +13,6 @@ from peft_dp import hub, registry, tasks
 from peft_dp.machine import Places
 from peft_dp.spec import Spec
 from peft_dp.suite.doctor.check import Check
-from peft_dp.tasks import glue
 from peft_dp.validate import Missing
 
 Need = tuple[str, str]
@@ -71,16 +70,17 @@ def _weights(name: str, places: Places) -> Check:
 def _data(name: str, places: Places) -> Check:
     folder = places.data
     here = partial(Check, kind="data", name=name)
-    on_hub = name in glue.LAYOUTS
+    hosted = tasks.find(name).hub
     mend = f"put your copy in {folder or 'DIR'}/{name.partition('-')[0]}"
-    if on_hub:
-        command = f"hf download {glue.REPOSITORY} --repo-type dataset --revision {glue.REVISION}"
+    if hosted:
+        repository, revision = hosted
+        command = f"hf download {repository} --repo-type dataset --revision {revision}"
         mend = f"{command} --local-dir {folder or 'DIR'}"
     mend += "" if folder else "  # then --data DIR"
     try:
         data = tasks.load(name, folder)
     except Missing as error:
-        return _absent(here, error, on_hub=on_hub and not folder, mend=mend)
+        return _absent(here, error, on_hub=hosted is not None and not folder, mend=mend)
     except ValueError as error:
         return here(state="missing", says=str(error), mend=mend)
     return here(state="ok", says=f"{len(data.train):,} training and {len(data.dev):,} dev examples")

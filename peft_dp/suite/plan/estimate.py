@@ -1,7 +1,7 @@
 """What runs will cost, before any is made: steps, tokens, FLOPs, memory and time of cells on a device.
 
 Steps come from the plan's own formula, FLOPs and parameters from the engine itself run on shapes (`counting`), lengths
-of sentences from the table below, so that no data is read. Time is fitted to records of the same device if there are
+of sentences from the task, so that no data is read. Time is fitted to records of the same device if there are
 any, or else follows from its peak rate and an assumed share of it.
 """
 
@@ -21,8 +21,6 @@ from peft_dp.records import Record
 from peft_dp.spec import Optimiser, Privacy, Spec
 from peft_dp.suite import papers
 from peft_dp.suite.papers.cell import Cell
-from peft_dp.tasks import conll, glue
-from peft_dp.tasks import lengths as made
 
 if TYPE_CHECKING:
     from peft_dp.suite.plan.counting import Pass, Phase
@@ -39,34 +37,6 @@ VALUES = {
 
 SHARES = {"full": 1.5, "diff_pruning": 1.5, "gradual": 0.6, "head": 0.25}
 """Method -> its FLOPs over those of a forward and a backward pass without gradients of weights, if not about 1."""
-
-LENGTHS = {
-    "sst2": (13.2, 0.67),
-    "cola": (11.3, 0.33),
-    "mrpc": (53.2, 0.26),
-    "rte": (70.2, 0.52),
-    "stsb": (31.0, 0.45),
-    "wnli": (37.0, 0.30),
-    "qqp": (28.4, 0.45),
-    "qqp-accuracy": (28.4, 0.45),
-    "mnli": (39.2, 0.45),
-    "mnli-mm": (39.2, 0.45),
-    "qnli": (50.6, 0.45),
-    "conll2003": (20.0, 0.60),
-    "conll2003-test": (20.0, 0.60),
-    "sentiment": (16.8, 0.16),
-    "paraphrase": (29.1, 0.07),
-    "inference": (21.3, 0.08),
-    "acceptability": (11.6, 0.12),
-    "similarity": (27.7, 0.06),
-    "entities": (13.7, 0.15),
-    **{name: (words + 2 + tasks.find(name).pair, spread) for name, (_, words, spread) in made.LENGTHS.items()},
-}
-"""Task -> mean number of tokens, specials included, and standard deviation of its logarithm.
-
-Of the generated tasks, SST-2, CoLA, MRPC and RTE counted on the training examples in BERT's uncased vocabulary; of the
-others estimated, as in `tasks.lengths`.
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,13 +102,7 @@ class Estimate:
 
 def examples(spec: Spec) -> int:
     """Number of training examples."""
-    if spec.train is not None:
-        return spec.train
-    if spec.task in glue.LAYOUTS:
-        return glue.LAYOUTS[spec.task].rows[0]
-    if spec.task in conll.TASKS:
-        return conll.SENTENCES["train"]
-    return len(tasks.load(spec.task).train)
+    return tasks.find(spec.task).train if spec.train is None else spec.train
 
 
 def tokens(spec: Spec) -> float:
@@ -161,10 +125,11 @@ def work(cell: Cell) -> float:
 
 def _quantiles(task: str, most: int, count: int, first: float = 0.0) -> list[int]:
     """Lengths of that many examples, evenly over the distribution from `first` on; cut at `most` tokens."""
-    mean, spread = LENGTHS.get(task, max(LENGTHS.values()))
+    known = tasks.find(task)
+    mean, deviation = known.tokens, known.log_deviation
     places = (first + (1 - first) * (i + 0.5) / count for i in range(count))
     heights = (NormalDist().inv_cdf(place) for place in places)
-    return [min(most, max(3, round(mean * math.exp(spread * height - spread**2 / 2)))) for height in heights]
+    return [min(most, max(3, round(mean * math.exp(deviation * height - deviation**2 / 2)))) for height in heights]
 
 
 @dataclass(frozen=True, kw_only=True)

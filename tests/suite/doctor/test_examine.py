@@ -95,6 +95,7 @@ def test_damaged(look: Look, tmp_path: Path) -> None:
     (tmp_path / "all-MiniLM-L6-v2").mkdir()
     (tmp_path / "all-MiniLM-L6-v2" / "model.safetensors").write_bytes(b"other")
     (tmp_path / "all-MiniLM-L6-v2" / "config.json").write_text("{}")
+    (tmp_path / "all-MiniLM-L6-v2" / "tokenizer.json").write_text("{}")
     (tmp_path / "RTE").mkdir()
     for name in ("train.tsv", "dev.tsv"):
         (tmp_path / "RTE" / name).write_text("index\tsentence1\tsentence2\tlabel\n0\ta\tb\tentailment\n")

@@ -28,7 +28,6 @@ from peft_dp.suite.plan import summary
 from peft_dp.suite.plan.counting import Shapes
 from peft_dp.suite.plan.estimate import (
     CPU,
-    LENGTHS,
     OPERATION,
     UTILISATION,
     VALUES,
@@ -231,7 +230,7 @@ def test_values(spec: Make, backbone: str) -> None:
 
 
 def test_lengths() -> None:
-    """Every task has lengths, and those of the generated ones are what their sentences have."""
+    """The mean length that a generated task states is that of its sentences."""
     from peft_dp.models.weights import tokenizer
 
     source = registry.load("backbones", "minilm").SOURCE
@@ -241,8 +240,7 @@ def test_lengths() -> None:
         sentences = [(each.first, each.second) for each in tasks.load(name).train]
         seconds = [second for _, second in sentences] if tasks.find(name).pair else None
         counts = [len(ids) for ids in split([first for first, _ in sentences], seconds)["input_ids"]]
-        assert LENGTHS[name][0] == pytest.approx(sum(counts) / len(counts), rel=0.01), name
-    assert set(tasks.names()) == set(LENGTHS)
+        assert tasks.find(name).tokens == pytest.approx(sum(counts) / len(counts), rel=0.01), name
 
 
 def made_costs(**fields: float) -> Costs:
@@ -295,7 +293,7 @@ def record() -> Callable[..., Record]:
             "trail": [epoch, epoch],
             "cost": {"epoch_seconds": 6.0, "peak_bytes": 1e8},
             "sources": {},
-            "environment": environment() | {"device": "cpu", "seeds_together": 1} | entries,
+            "environment": environment() | {"device": "cpu", "side_by_side": 1, "seeds_together": 1} | entries,
         }
         return TypeAdapter(Record).validate_json(json.dumps(data))
 
