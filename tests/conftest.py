@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from peft_dp.training.job import Job, build, find_sources
 # Models here are so small that a second thread costs more than it gives; what tests start heeds the variable.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tests start dozens of processes; without bytecode each would compile every file of the project anew.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 WORDS = ["the", "a", "film", "was", "not", "good", "bad", "dull", "fine", "we", "saw", "it", "and", "very", "but", "of"]
 

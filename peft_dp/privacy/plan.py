@@ -128,6 +128,7 @@ def _noise(epsilon: float, delta: float, accountant: str, rate: float, steps: in
         )
 
 
+@cache
 def spent(plan: Plan, steps: int) -> float:
     """Epsilon after `steps` steps of the plan, by its accountant; inf without privacy, 0 before the first step."""
     if steps == 0:

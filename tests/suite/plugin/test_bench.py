@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,7 +17,7 @@ from peft_dp.suite.papers.claim import Claim
 from peft_dp.suite.papers.fact import Fact
 from peft_dp.suite.papers.table import MARKERS
 
-ROOT = Path(peft_dp.__file__).parents[1]
+from ...processes import ROOT, Done, pytest_session
 
 CELLS = '''
 """Cells on a tiny backbone: one that passes, one that cannot, and two whose row announces a difference."""
@@ -74,9 +71,8 @@ def test_cells(cell, check):
 class Outcome:
     """What a session of pytest gave: exit code, output, and its benchmark file and GitHub summary if it wrote them."""
 
-    def __init__(self, done: subprocess.CompletedProcess[str], written: Path) -> None:
-        self.code = done.returncode
-        self.text = done.stdout + done.stderr
+    def __init__(self, done: Done, written: Path) -> None:
+        self.code, self.text = done.code, done.text
         self.benchmarks: list[dict[str, Any]] = (
             json.loads(written.read_text())["benchmarks"] if written.is_file() and written.stat().st_size else []
         )
@@ -85,22 +81,11 @@ class Outcome:
 
 
 def bench(folder: Path, *arguments: object, plugins: tuple[str, ...] = (), cwd: Path = ROOT) -> Outcome:
-    """Runs pytest in a process of its own that sees no CUDA device, with records and benchmarks in `folder`."""
-    environment = os.environ | {
-        "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-        "COLUMNS": "120",
-        "GITHUB_STEP_SUMMARY": str(folder / "summary.md"),
-    }
+    """Run pytest in a process of its own that sees no CUDA device, with records and benchmarks in `folder`."""
     written = folder / "benchmarks.json"
-    base = ["-c", ROOT / "pyproject.toml", "--rootdir", ROOT, "-p", "no:cacheprovider", f"--benchmark-json={written}"]
     records = [] if "--peft-records" in arguments else ["--peft-records", folder / "records"]
-    words = [*(word for name in plugins for word in ("-p", name)), *base, *records, *arguments]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *map(str, words)], cwd=cwd, env=environment, capture_output=True, text=True
-    )
-    return Outcome(done, written)
+    words = [*(word for name in plugins for word in ("-p", name)), f"--benchmark-json={written}", *records, *arguments]
+    return Outcome(pytest_session(*words, cwd=cwd, GITHUB_STEP_SUMMARY=str(folder / "summary.md")), written)
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +171,7 @@ def test_equal_runs_share_a_record(judged: Outcome) -> None:
 
 def test_without_cuda(tmp_path: Path) -> None:
     """Without a CUDA device the cells of the papers are skipped, the summary says why, and nothing fails."""
-    outcome = bench(tmp_path, "bench", "-m", "gpu")
+    outcome = bench(tmp_path, "bench", "-m", "gpu and spafit")
 
     assert outcome.code == 0
     assert re.search(r"\d+ cells? not run: the paper budget needs a GPU, but torch ", outcome.text)
@@ -196,7 +181,7 @@ def test_without_cuda(tmp_path: Path) -> None:
 
 def test_without_cuda_strict(tmp_path: Path) -> None:
     """Where a cell must run, its skip is a failure with the same words."""
-    outcome = bench(tmp_path, "bench", "-m", "gpu", "--peft-strict")
+    outcome = bench(tmp_path, "bench", "-m", "gpu and spafit", "--peft-strict")
 
     assert outcome.code == 1
     assert "the paper budget needs a GPU, but torch " in outcome.text
@@ -282,9 +267,9 @@ def test_default_is_smoke(tmp_path: Path) -> None:
 
 def test_without_arguments() -> None:
     """`pytest` alone means the bench: who installed that only has not all that the project's own tests need."""
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    files = {line.partition("::")[0] for line in done.stdout.splitlines() if "::" in line}
+    done = pytest_session("--collect-only", "-q")
+    files = {line.partition("::")[0] for line in done.text.splitlines() if "::" in line}
 
+    assert done.code == 0
     assert files
     assert all(file.startswith("bench/test_") for file in files)

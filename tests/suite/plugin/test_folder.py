@@ -25,11 +25,12 @@ from peft_dp.suite import papers
 from peft_dp.suite.cli.main import main
 from peft_dp.training.job import Job, Sources, build, cross_entropy
 
-from .test_bench import CELLS, ROOT
+from ...processes import ROOT, Done, pytest_session
+from .test_bench import CELLS
 
 Make = Callable[..., Spec]
 
-SEEDS = 12
+SEEDS = 6
 
 COMPETE = '''
 """Has processes compete for the same runs, in each of three settings; logs what begins and ends to train."""
@@ -140,7 +141,7 @@ def child(script: str, *arguments: object, given: str = "", timeout: float = 500
 
 @pytest.fixture(scope="module")
 def competitions(places: Places, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Competition]:
-    """Two or four processes that each ask for the same twelve runs."""
+    """Two or four processes that each ask for the same six runs."""
     base = tmp_path_factory.mktemp("folder")
     run = {"budget": "smoke", "backbone": "bert", "task": "sentiment", "method": "bitfit", "train": 16, "dev": 8}
     run |= {"optimiser": {"rate": 0.01}, "epochs": 1, "batch": 8, "max_length": 24}
@@ -262,44 +263,35 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # bytes; a record has m
 """
 
 
-def session(folder: Path, tests: str, places: Places, *arguments: object) -> tuple[int, str]:
-    """Exit code and output of a session of pytest over these tests."""
+def session(folder: Path, tests: str, places: Places, *arguments: object) -> Done:
+    """Run pytest over these tests in a process of its own."""
     (folder / "test_made_up.py").write_text(tests)
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    words = ["-p", "conftest", "-c", ROOT / "pyproject.toml", "--rootdir", ROOT, "-p", "no:cacheprovider"]
-    words += ["--peft-records", folder / "records", "--peft-backbones", places.backbones, *arguments]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "test_made_up.py", *map(str, words)],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    return done.returncode, done.stdout + done.stderr
+    words = ["-p", "conftest", "--peft-records", folder / "records", "--peft-backbones", places.backbones, *arguments]
+    return pytest_session("test_made_up.py", *words, cwd=folder)
 
 
 def test_faults_in_a_session(places: Places, tmp_path: Path) -> None:
     """A session says of a damaged record that it was set aside, though the test passes, and of a diverged run why."""
-    code, text = session(tmp_path, FAULTS, places, "-k", "right or damaged or diverged", "--peft-seeds", 1)
+    done = session(tmp_path, FAULTS, places, "-k", "right or damaged or diverged", "--peft-seeds", 1)
     (damaged,) = (tmp_path / "records").glob("*.damaged")
     path = damaged.with_suffix("")
 
-    assert (code, "1 failed, 2 passed") == (1, re.findall(r"\d failed, \d passed", text)[0])
-    assert f"peft-dp: {path} is not a record: field 'the whole': Invalid JSON" in text
-    assert f"set aside as {damaged.name}, and trained again" in text
+    assert (done.code, "1 failed, 2 passed") == (1, re.findall(r"\d failed, \d passed", done.text)[0])
+    assert f"peft-dp: {path} is not a record: field 'the whole': Invalid JSON" in done.text
+    assert f"set aside as {damaged.name}, and trained again" in done.text
     assert path.read_bytes().startswith(damaged.read_bytes()[:100])
-    assert "bitfit on sentiment, seed 0: the training loss of epoch 1 is not finite: try a smaller" in text
-    assert "Traceback" not in text
+    assert "bitfit on sentiment, seed 0: the training loss of epoch 1 is not finite: try a smaller" in done.text
+    assert "Traceback" not in done.text
     assert len(list((tmp_path / "records").iterdir())) == 2
 
 
 def test_full_disk_in_a_session(places: Places, tmp_path: Path) -> None:
     """Where a record cannot be written the session ends at once, with one sentence and code 2, and leaves no part."""
-    code, text = session(tmp_path, FULL, places, "--peft-seeds", 1)
-    said = re.findall(r"record .* cannot be written to \(File too large\): make room or allow it, or choose .*", text)
+    done = session(tmp_path, FULL, places, "--peft-seeds", 1)
+    said = re.findall(r"record .* cannot be written to \(File too large\): make room or allow it, or ch", done.text)
 
-    assert (code, 1) == (2, len(said))
-    assert "Traceback" not in text
+    assert (done.code, 1) == (2, len(said))
+    assert "Traceback" not in done.text
     assert not list((tmp_path / "records").iterdir())
 
 

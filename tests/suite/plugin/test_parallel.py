@@ -6,8 +6,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,8 @@ import pytest
 from peft_dp import Places
 from peft_dp.records import read
 
-from .test_bench import ROOT, Outcome, bench
+from ...processes import Done, pytest_session, run_module
+from .test_bench import Outcome, bench
 
 SCORE = {"score": {"value": 50, "within": 100}}
 PRIVATE = {"epsilon": 8.0, "delta": 0.001, "accountant": "rdp"}
@@ -232,8 +231,7 @@ def test_benchmark_file(alone: tuple[Outcome, Path], together: tuple[Outcome, Pa
     )
     files = [folder / "benchmarks.json" for _, folder in (alone, together)]
     wholes = [json.loads(file.read_text()) for file in files]
-    command = [Path(sys.executable).with_name("pytest-benchmark"), "compare", *files]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=together[1])
+    done = run_module("pytest_benchmark", "compare", *files, cwd=together[1], environment=os.environ)
 
     assert wholes[0].keys() == wholes[1].keys()
     assert wholes[0]["machine_info"].keys() == wholes[1]["machine_info"].keys()
@@ -245,7 +243,7 @@ def test_benchmark_file(alone: tuple[Outcome, Path], together: tuple[Outcome, Pa
         assert first["extra_info"]["keys"] == second["extra_info"]["keys"]
         assert first["extra_info"]["verdict"] == second["extra_info"]["verdict"]
         assert 0 < second["stats"]["mean"] == second["stats"]["data"][0]
-    assert done.stdout.count("test_cells[") == 12
+    assert done.text.count("test_cells[") == 12
 
 
 def test_killed_worker(run: Run, alone: tuple[Outcome, Path], tmp_path: Path) -> None:
@@ -310,12 +308,10 @@ def test_not_there(run: Run, alone: tuple[Outcome, Path], tmp_path: Path) -> Non
     assert "claim made/claims/time: times taken with 1 and 2 workers side by side do not compare" in strict.text
 
 
-def session(tables: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Runs pytest as `bench` does, with no options but these, where the caller may use GPUs 3 and 5 and one thread."""
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "3,5", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "pytest", "-c", ROOT / "pyproject.toml", "--rootdir", ROOT, "test_made_up.py"]
-    command += ["-p", "no:cacheprovider", "-p", "made_up", "-p", "conftest", *arguments]
-    return subprocess.run(list(map(str, command)), cwd=tables, env=environment, capture_output=True, text=True)
+def session(tables: Path, *arguments: object) -> Done:
+    """Run pytest as `bench` does, with no options but these, where the caller may use GPUs 3 and 5 and one thread."""
+    words = ["test_made_up.py", "-p", "made_up", "-p", "conftest", *arguments]
+    return pytest_session(*words, cwd=tables, CUDA_VISIBLE_DEVICES="3,5")
 
 
 @pytest.mark.parametrize(
@@ -331,9 +327,9 @@ def test_option_that_cannot_work(tables: Path, arguments: tuple[object, ...], wo
     """Options that cannot work end the session before its first test, in one sentence."""
     done = session(tables, *arguments)
 
-    assert done.returncode == 4
-    assert (done.stdout + done.stderr).count(words) == 1
-    assert "Traceback" not in done.stdout + done.stderr
+    assert done.code == 4
+    assert done.text.count(words) == 1
+    assert "Traceback" not in done.text
 
 
 def test_shards(run: Run, alone: tuple[Outcome, Path], tmp_path: Path) -> None:
