@@ -25,8 +25,7 @@ from peft_dp.suite.papers.claim import Claim
 from peft_dp.suite.papers.fact import Fact
 from peft_dp.suite.papers.reader import FOLDER
 from peft_dp.suite.papers.table import MARKERS as BUDGET_MARKERS
-from peft_dp.suite.plan import schedule
-from peft_dp.suite.plan.estimate import work
+from peft_dp.suite.plan import schedule, workload
 from peft_dp.suite.plugin.collected import Collected
 from peft_dp.suite.report.export import to_markdown
 from peft_dp.suite.report.table import render_table
@@ -163,7 +162,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     def amount(item: pytest.Item) -> float:
         cell = item.callspec.params.get("cell") if hasattr(item, "callspec") else None
-        return work(cell) * len(cell.specs(config.option.peft_seeds)) if isinstance(cell, Cell) else 0.0
+        return workload.flops(cell.spec) * len(cell.specs(config.option.peft_seeds)) if isinstance(cell, Cell) else 0.0
 
     last = [item for item in items if "check_claim" in getattr(item, "fixturenames", ())]
     first = sorted((item for item in items if item not in last), key=amount, reverse=True)

@@ -62,7 +62,8 @@ def test_listing_cells_is_light() -> None:
         "privacy.plan",
         "training.trail",
         "measuring.environment",
-        "suite.jobs.submitting",
+        "suite.jobs.local",
+        "suite.jobs.slurm",
         "suite.cli.main",
     ],
 )

@@ -20,6 +20,7 @@ FAMILY = Family(
     head=("pre_classifier", "classifier"),
     pooler=False,
     token_types=False,
+    sizes=("n_layers", "dim", "hidden_dim"),
 )
 SOURCE = Source(repository="distilbert/distilbert-base-uncased", revision="12040accade4e8a0f71eabdb258fecc2e7e948be")
 CONFIG = {"model_type": "distilbert", "vocab_size": 30522, "dim": 768, "n_layers": 6, "n_heads": 12, "hidden_dim": 3072}

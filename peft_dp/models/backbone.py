@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -274,7 +274,7 @@ def load(
                 _initialise(module, rng)
             backbone = Backbone(model, model.base_model, family, modules, readout)
         else:
-            options = {"add_pooling_layer": False} if family.pooler else {}
+            options: dict[str, Any] = {"add_pooling_layer": False} if family.pooler else {}
             encoder = weights.model(files, AutoModel, **options)
             mask = weights.tokenizer(files).mask_token_id if readout == "mask" else None
             model = Classifier(encoder, encoder.config.hidden_size, outputs, readout, rng, mask=mask)

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +20,8 @@ class Family:
         pooler: Whether the encoder has a pretrained pooler after the last layer.
         token_types: Whether the encoder takes token types.
         first_position: Position of the first token.
+        sizes: Fields of the configuration with the number of layers, a hidden state's size, and the feed-forward
+            network's inner size.
     """
 
     layers: str
@@ -34,3 +32,4 @@ class Family:
     pooler: bool
     token_types: bool
     first_position: int = 0
+    sizes: tuple[str, str, str] = ("num_hidden_layers", "hidden_size", "intermediate_size")

@@ -38,7 +38,8 @@ def run(options: Namespace) -> int:
         ValueError: An unknown prefix, claim or device, or a time or a number of seeds that is none.
     """
     from peft_dp.suite.plan import summary
-    from peft_dp.suite.plan.estimate import calibrated, estimate
+    from peft_dp.suite.plan.clock import calibrated
+    from peft_dp.suite.plan.estimate import estimate
     from peft_dp.suite.verdicts.folder import read_folder
 
     check_positive(options, "seeds", "workers")
@@ -56,11 +57,11 @@ def run(options: Namespace) -> int:
     if options.json:
         print(json.dumps(summary.data(fits, options.device, clocks), indent=1))
         return 0
-    print(summary.text(found, options.device, clocks, verbose=options.verbose or bool(options.claim)))
+    print(summary.render_plan(found, options.device, clocks, verbose=options.verbose or bool(options.claim)))
     if options.workers and fits:
-        print(summary.spread(fits, options.workers))
+        print(summary.render_workers(fits, options.workers))
     if time:
-        print(f"\n{summary.selection(fits, others, options.within, options.seeds)}")
+        print(f"\n{summary.render_selection(fits, others, options.within, options.seeds)}")
     return 0
 
 

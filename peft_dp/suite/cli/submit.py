@@ -44,24 +44,25 @@ def run(options: Namespace) -> int:
         ValueError: A prefix of no cell's id.
         Missing: This machine lacks what sends jobs.
     """
-    from peft_dp.suite.jobs import submitting
+    from peft_dp.suite.jobs import local, slurm
+    from peft_dp.suite.jobs.work import Work
 
     check_positive(options, "seeds", "workers", "minutes")
     if options.engine == "local" and (options.partition or options.gpus or options.slurm):
         raise ValueError("--partition, --gpus and --slurm go to sbatch: give --engine slurm with them")
-    work = submitting.Work(
+    work = Work(
         cells=papers.select(options.prefix), seeds=options.seeds, places=places(options), records=options.records
     )
     if options.engine == "slurm":
-        submitting.check_slurm()
+        slurm.check()
     missing = work.missing()
     failed: Sequence[Cell] = ()
     if not missing:
         print(f"nothing to send: {len(work.cells)} cells have all their records")
     elif options.engine == "local":
-        failed = submitting.local(work, missing, options.workers)
+        failed = local.run(work, missing, options.workers)
     else:
-        submitting.slurm(
+        slurm.send(
             work,
             missing,
             minutes=options.minutes,

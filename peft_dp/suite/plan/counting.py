@@ -1,8 +1,8 @@
-"""What a step costs, counted without a value computed: the engine's own code on tensors that have a shape alone.
+"""What a step costs, counted without computing a value: the engine's own code runs on tensors that only have a shape.
 
-Torch's meta device runs a model of any size in about a second, without its weights. On the way the matrix products are
-counted by torch's own formulas, as are the bytes that are held at once. Not counted: what goes value by value
-(activations, LayerNorms, the optimiser), sums over examples, and what a method does once a step.
+Torch's meta device runs a model of any size in about a second, without its weights. Meanwhile torch's own formulas
+count the FLOPs of matrix products, and a counter the bytes that are held at once. Not counted are elementwise
+operations (activations, LayerNorms, the optimiser), sums over examples, and what a method does once per step.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class Pass:
 
     Attributes:
         flops: Floating-point operations of its matrix products, two for each product of two values.
-        operations: Tensors that it makes, each by about one launch of a kernel.
-        low_flops: Those of the FLOPs that pass the layers which are computed once for all epochs.
-        low_operations: Likewise.
+        operations: Number of tensors that it makes, each by about one launch of a kernel.
+        low_flops: FLOPs of the forward pass through the layers that are computed once for all epochs.
+        low_operations: Operations of that pass.
         peak: Bytes that are held at once beyond the weights.
     """
 
@@ -53,11 +53,11 @@ class Pass:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Phase:
-    """A stretch of training in which the same parameters train.
+class PhaseSize:
+    """The sizes of one phase of training.
 
     Attributes:
-        epochs: Its length.
+        epochs: Number of its epochs.
         layers: Number of lowest layers that are computed once, before the first epoch that leaves them out.
         trained: Number of values that have a gradient.
         updated: Number of values that the optimiser updates.
@@ -105,12 +105,12 @@ class Shapes:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the parameters and buffers."""
+        """Return the bytes of the parameters and buffers."""
         model = self.backbone.model
         return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
 
-    def phases(self) -> Iterator[Phase]:
-        """The phases of a run; while one is at hand its parameters train.
+    def phases(self) -> Iterator[PhaseSize]:
+        """Yield the phases of a run; until the next one is asked for, the parameters of this one train.
 
         Raises:
             ValueError: The phases do not add up to the spec's epochs.
@@ -125,14 +125,14 @@ class Shapes:
                 sum(parameter.numel() for parameter in found.values())
                 for found in (self.backbone.trained(), self.backbone.updated())
             )
-            yield Phase(epochs=epochs, layers=layers, trained=trained, updated=updated)
+            yield PhaseSize(epochs=epochs, layers=layers, trained=trained, updated=updated)
 
     def count(self, lengths: Sequence[int], layers: int = 0) -> Pass:
-        """What a physical batch of such examples costs in the phase at hand.
+        """Return what a physical batch of such examples costs in the present phase.
 
         Args:
-            lengths: Tokens of each example.
-            layers: Number of lowest layers whose forward pass is told apart.
+            lengths: Number of tokens of each example.
+            layers: Number of lowest layers whose forward pass is also counted on its own.
         """
         data, model = self._encoded(lengths), self.backbone.model
         batch = (data.packed if self.backbone.packs else data.batch)(range(len(data)), "meta")
@@ -153,7 +153,7 @@ class Shapes:
         )
 
     def _encoded(self, lengths: Sequence[int]) -> Encoded:
-        """Examples without meaning, of these lengths."""
+        """Return examples of these lengths, whose tokens mean nothing."""
         tagged = self.spec.readout == "tokens"
         labels = torch.zeros(len(lengths), *[max(lengths)] * tagged, dtype=torch.int64)
         ids = [[0] * length for length in lengths]
@@ -161,7 +161,7 @@ class Shapes:
         return Encoded(ids, ids, labels, 0, reads=reads)
 
     def _gradients(self, batch: Batch) -> None:
-        """The sum of the gradients of a physical batch, as `engine.noised_sum` takes it."""
+        """Sum the gradients of a physical batch, as `privacy.noised_sum` does."""
 
         def losses() -> Tensor:
             # A loss's own cost is nothing beside the model's.
@@ -180,7 +180,7 @@ class Shapes:
             part.add_to(sums[name], weights)
 
     def _masks(self) -> dict[str, Tensor]:
-        """The masks; of those that a phase finds by values, which are not there, one that lets one value train."""
+        """Return the masks; one whose values are not known, since a phase finds it by values, lets one value train."""
         found = dict(self.backbone.masks)
         for name, mask in found.items():
             if mask.is_meta:
@@ -190,10 +190,10 @@ class Shapes:
 
 
 def cuts(lengths: Sequence[int], packs: bool) -> list[int]:
-    """Places of each physical batch of a logical one, cut as a run cuts it.
+    """Return the number of places of each physical batch of a logical one, cut as a run cuts it.
 
     Args:
-        lengths: Tokens of each example.
+        lengths: Number of tokens of each example.
         packs: Whether several examples share a row.
     """
     data = Encoded([[0] * length for length in lengths], [], torch.zeros(0), 0)
@@ -203,7 +203,7 @@ def cuts(lengths: Sequence[int], packs: bool) -> list[int]:
 
 
 def places(lengths: Sequence[int], packs: bool) -> int:
-    """Padded tokens of a physical batch, or places of its rows."""
+    """Return the number of padded tokens of a physical batch, or of places in its shared rows."""
     if not packs:
         return len(lengths) * max(lengths)
     held, width = rows(lengths)
@@ -211,10 +211,10 @@ def places(lengths: Sequence[int], packs: bool) -> int:
 
 
 class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts, within its block, the FLOPs of matrix products, new tensors, and the bytes that live at once.
+    """Count, within its block, the FLOPs of matrix products, the new tensors, and the bytes that live at once.
 
     Args:
-        known: Tensors that were there before.
+        known: Tensors that were there before and are not counted.
     """
 
     def __init__(self, known: Iterable[Tensor] = ()) -> None:
@@ -227,10 +227,10 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Runs one operation and counts it.
+        """Run one operation and count it.
 
-        Real numbers are not drawn. A value that is asked for is 1, as of whether a mask lets all through. Beside what
-        has no values others lose theirs, but for an index.
+        No number is drawn. Code that asks for a value gets 1, so a mask that is asked whether it lets all through
+        does. A tensor with values that meets one without becomes one without, unless it is an index.
         """
         without = {value.is_meta for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)}
         if without == {True} and func is aten._local_scalar_dense.default:

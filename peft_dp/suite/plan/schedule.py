@@ -1,4 +1,4 @@
-"""In which order several workers take tests, and when the last of them ends."""
+"""The order in which several workers take tests, and when the last test ends."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ T = TypeVar("T")
 
 
 def dealt(tests: Sequence[T], workers: int) -> list[T]:
-    """An order for pytest-xdist in which no long test waits behind another, from the longest first.
+    """Return tests, given from the longest to the shortest, in an order in which no long test waits behind another.
 
-    It gives each worker the next two to begin with, and then one for each that ends: so each begins with one of the
-    longest, and has one of the shortest in store.
+    pytest-xdist first gives each worker the next two tests, and then one for each test that ends. So each worker
+    begins with one of the longest, and has one of the shortest in store.
     """
     if len(tests) < 2 * workers:
         return list(tests)
@@ -22,7 +22,7 @@ def dealt(tests: Sequence[T], workers: int) -> list[T]:
 
 
 def makespan(seconds: Sequence[float], workers: int) -> float:
-    """When the last of some tests ends, that take so long and are given out in this order as pytest-xdist does it."""
+    """Return the seconds after which the last test ends, where pytest-xdist gives tests out in this order."""
     if len(seconds) < 2 * workers:
         return max(sum(seconds[worker::workers]) for worker in range(workers))
     busy = [(seconds[2 * worker], seconds[2 * worker + 1]) for worker in range(workers)]

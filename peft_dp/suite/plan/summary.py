@@ -1,4 +1,4 @@
-"""What `peft-dp plan` prints: cost a table and a paper, the cells that fit in a time, those that decide a claim."""
+"""What `peft-dp plan` prints: the cost per table and paper, the cells that fit in a time, those that decide a claim."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from tabulate import tabulate
 from peft_dp.suite import papers
 from peft_dp.suite.papers.cell import Cell
 from peft_dp.suite.papers.table import MARKERS
-from peft_dp.suite.plan.estimate import CPU, OPERATION, UTILISATION, Clock, Estimate, limits, work
+from peft_dp.suite.plan import workload
+from peft_dp.suite.plan.clock import OPERATION, UTILISATION, Clock
+from peft_dp.suite.plan.devices import CPU, limits
+from peft_dp.suite.plan.estimate import Estimate
 from peft_dp.suite.plan.schedule import dealt, makespan
 from peft_dp.validate import short
 
@@ -22,7 +25,7 @@ UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 def seconds(text: str) -> float:
-    """The seconds that "90s", "30m" or "8h" are.
+    """Return the seconds that "90s", "30m" or "8h" are.
 
     Raises:
         ValueError: Another text.
@@ -34,9 +37,9 @@ def seconds(text: str) -> float:
 
 
 def deciding(claim: str) -> list[Cell]:
-    """The cells whose runs decide a claim, from its id, such as "slash/claims/c1".
+    """Return the cells whose runs decide a claim, from its address, such as "slash/claims/c1".
 
-    A claim is of one table, so there is one set of cells for it; cited cells stand with their printed numbers.
+    Cited cells are none of them: they stand with their printed numbers.
 
     Raises:
         ValueError: No such claim, or none of its cells runs.
@@ -52,7 +55,7 @@ def deciding(claim: str) -> list[Cell]:
 
 
 def within(found: Sequence[Estimate], time: float) -> tuple[list[Estimate], list[Estimate]]:
-    """The cells that fit in so many seconds, one run after another, and the others; cheapest first, so the most fit."""
+    """Return the cells that fit in so many seconds, one run after another and the cheapest first, and the others."""
     order = sorted(range(len(found)), key=lambda at: found[at].seconds)
     fits = set()
     for at in order:
@@ -64,12 +67,12 @@ def within(found: Sequence[Estimate], time: float) -> tuple[list[Estimate], list
 
 
 def durations(found: Sequence[Estimate]) -> dict[str, float]:
-    """Pytest id -> seconds, as pytest-split's `--durations-path` reads them."""
+    """Return the seconds of each cell by its pytest id, as pytest-split's `--durations-path` reads them."""
     return {each.cell.node: round(each.seconds, 3) for each in found}
 
 
 def data(found: Sequence[Estimate], device: str, clocks: Mapping[str, Clock]) -> dict[str, Any]:
-    """The plan as plain JSON values."""
+    """Return the plan as plain JSON values."""
     return {
         "device": device,
         "clocks": {name: asdict(clock) for name, clock in clocks.items()},
@@ -77,8 +80,8 @@ def data(found: Sequence[Estimate], device: str, clocks: Mapping[str, Clock]) ->
     }
 
 
-def text(found: Sequence[Estimate], device: str, clocks: Mapping[str, Clock], *, verbose: bool = False) -> str:
-    """A line a table, a paper and in all, or a line a cell; and how the times came about."""
+def render_plan(found: Sequence[Estimate], device: str, clocks: Mapping[str, Clock], *, verbose: bool = False) -> str:
+    """Return one line per table, per paper and for all, or one line per cell; and where the times come from."""
     tables = {name: list(of) for name, of in groupby(found, lambda each: each.cell.table.address)}
     groups: list[tuple[str, Sequence[Estimate]]] = []
     for paper, names in groupby(tables, lambda name: name.partition("/")[0]):
@@ -117,7 +120,7 @@ def _line(name: str, found: Sequence[Estimate], memory: float) -> list[str]:
 
 
 def _basis(found: Sequence[Estimate], device: str, clocks: Mapping[str, Clock]) -> str:
-    """How the times came about, in words."""
+    """Say where the times come from."""
     says = []
     for precision in sorted({each.cell.spec.precision for each in found}):
         clock = clocks[precision]
@@ -132,9 +135,9 @@ def _basis(found: Sequence[Estimate], device: str, clocks: Mapping[str, Clock]) 
     return " ".join([*says, "Times are of training, one run after another."])
 
 
-def spread(found: Sequence[Estimate], workers: int) -> str:
-    """How long so many devices take at once, given cells in the order of `pytest -n`."""
-    order = dealt(sorted(found, key=lambda each: -work(each.cell) * each.seeds), workers)
+def render_workers(found: Sequence[Estimate], workers: int) -> str:
+    """Say how long so many devices take side by side, where cells go out in the order of `pytest -n`."""
+    order = dealt(sorted(found, key=lambda each: -workload.flops(each.cell.spec) * each.seeds), workers)
     times = [each.seconds for each in order]
     whole, longest = makespan(times, workers), max(found, key=lambda each: each.seconds)
     return (
@@ -143,8 +146,8 @@ def spread(found: Sequence[Estimate], workers: int) -> str:
     )
 
 
-def selection(fits: Sequence[Estimate], others: Sequence[Estimate], time: str, seeds: int | None) -> str:
-    """What fits in a time, as a command with so many seeds, and what does not."""
+def render_selection(fits: Sequence[Estimate], others: Sequence[Estimate], time: str, seeds: int | None) -> str:
+    """Say what fits in a time, as a command with so many seeds, and what does not."""
     spent = sum(each.seconds for each in fits) / 3600
     lines = [f"{len(fits)} of {len(fits) + len(others)} cells fit in {time}, cheapest first: {spent:.3g} hours."]
     if fits:

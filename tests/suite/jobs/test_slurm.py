@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 
 from peft_dp import Places
-from peft_dp.suite.jobs import submitting
+from peft_dp.suite.jobs import slurm
 
-from . import slurm
-from .slurm import Cluster, until
+from . import cluster as daemons
+from .cluster import Cluster, until
 from .test_submit import ROWS, STEPS, Pace, kept, make_table, one_thread, pace, records, serial, submit
 
 __all__ = ["make_table", "one_thread", "pace", "records", "submit"]  # fixtures
 
 pytestmark = [
     pytest.mark.slow,  # each starts daemons, and waits for what they do on their own clocks
-    pytest.mark.skipif(slurm.lacks(), reason=slurm.MISSING),
+    pytest.mark.skipif(daemons.lacks(), reason=daemons.MISSING),
 ]
 
 
@@ -27,7 +27,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
     """Two nodes."""
     folder = tmp_path / "cluster"
     folder.mkdir()
-    with slurm.cluster(folder, 2) as made:
+    with daemons.cluster(folder, 2) as made:
         monkeypatch.setenv("SLURM_CONF", made.environment["SLURM_CONF"])
         monkeypatch.setenv("OMP_NUM_THREADS", "1")
         yield made
@@ -109,7 +109,7 @@ def test_time_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A job whose time runs out is requeued by Slurm's own signal, and goes on."""
-    monkeypatch.setattr(submitting, "LEAST", 3)  # minutes, of which the signal takes two
+    monkeypatch.setattr(slurm, "LEAST", 3)  # minutes, of which the signal takes two
     pace.hold()
     send()
     pace.held()

@@ -21,10 +21,11 @@ from peft_dp.records import Records, read
 from peft_dp.runs import runs
 from peft_dp.suite import papers
 from peft_dp.suite.cli.main import main
-from peft_dp.suite.jobs import submitting
+from peft_dp.suite.jobs import slurm
+from peft_dp.suite.jobs.groups import grouped, parts
 from peft_dp.suite.plan.estimate import Estimate
 
-from .slurm import until
+from .cluster import until
 
 ROOT = Path(__file__).parents[3]
 
@@ -258,11 +259,11 @@ def test_interrupted(submit: Callable[..., int], pace: Pace, records: Path, capf
 
 
 @pytest.mark.parametrize("number", [1, 2, 7, 50])
-def test_packed(number: int) -> None:
-    """Every cell is in one group, and no group takes over 4/3 of what the best packing must (Graham 1969)."""
+def test_grouped(number: int) -> None:
+    """Every cell is in one group, and no group takes over 4/3 of what the best grouping must (Graham 1969)."""
     draw = random.Random(number)
     seconds = [draw.expovariate(0.01) for _ in range(40)]
-    groups = submitting.packed(seconds, number)
+    groups = grouped(seconds, number)
 
     assert sorted(at for group in groups for at in group) == list(range(40))
     assert len(groups) == min(number, 40)
@@ -277,7 +278,7 @@ def test_parts() -> None:
         Estimate(cell=cell, seeds=3, steps=1, tokens=1.0, flops=1.0, trainable=1, peak_bytes=1.0, seconds=seconds)
         for cell, seconds in zip(papers.cells("embedded/smoke"), (60.0, 61.0), strict=False)
     )
-    found = submitting.parts([short, long], 60.0)
+    found = parts([short, long], 60.0)
 
     assert [(short.cell.id, short.cell.specs(3), 60.0)] == found[:1]
     assert [(long.cell.id, [spec], 61.0 / 3) for spec in long.cell.specs(3)] == found[1:]
@@ -321,7 +322,7 @@ def test_without_submitit(
 ) -> None:
     """Without the package the sentence says how to install it."""
     monkeypatch.setattr(shutil, "which", lambda name: name)
-    monkeypatch.setattr(submitting, "find_spec", lambda name: None)
+    monkeypatch.setattr(slurm, "find_spec", lambda name: None)
     assert submit("--engine", "slurm") == 3
 
     assert "python -m pip install -c constraints.txt -e '.[parallel]'" in capsys.readouterr().err

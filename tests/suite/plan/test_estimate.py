@@ -25,20 +25,12 @@ from peft_dp.spec import Privacy, to_json
 from peft_dp.suite import papers
 from peft_dp.suite.cli.main import main
 from peft_dp.suite.plan import summary
+from peft_dp.suite.plan.clock import OPERATION, UTILISATION, clock, timed
+from peft_dp.suite.plan.costs import Costs, costs
 from peft_dp.suite.plan.counting import Shapes
-from peft_dp.suite.plan.estimate import (
-    CPU,
-    OPERATION,
-    UTILISATION,
-    VALUES,
-    Costs,
-    clock,
-    costs,
-    estimates,
-    limits,
-    timed,
-    work,
-)
+from peft_dp.suite.plan.devices import CPU, limits
+from peft_dp.suite.plan.estimate import estimates
+from peft_dp.suite.plan.workload import flops, linear_values
 from peft_dp.training.job import Job, build, find_sources
 from peft_dp.training.loop import fit
 
@@ -192,32 +184,41 @@ def test_steps(spec: Make, private: bool) -> None:
     assert costs(made).steps == calibrate(made, 30).steps == (6 if private else 8)
 
 
-def test_work_needs_no_torch() -> None:
+def test_flops_to_leading_order_need_no_torch() -> None:
     """Ordering all cells imports neither torch nor transformers."""
     code = (
-        "import sys; from peft_dp import cells; from peft_dp.suite.plan.estimate import work; "
-        "print(min(map(work, cells())) > 0, sorted({'torch', 'transformers', 'opacus', 'scipy'} & set(sys.modules)))"
+        "import sys; from peft_dp import cells; from peft_dp.suite.plan.workload import flops; "
+        "print(min(flops(cell.spec) for cell in cells()) > 0, "
+        "sorted({'torch', 'transformers', 'opacus', 'scipy'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert "True []" == done.stdout.strip()
 
 
-def test_work_orders() -> None:
+@pytest.mark.parametrize("field", ["backbone", "task"])
+def test_unknown(spec: Make, field: str) -> None:
+    """A name that no file has is refused, not taken for another."""
+    for amount in (flops, costs):
+        with pytest.raises(ValueError, match=f"unknown {field} 'other'; known: "):
+            amount(replace(spec(), **{field: "other"}))
+
+
+def test_order() -> None:
     """A larger backbone, longer sentences and more examples are more work."""
     small, large = (papers.find(f"slash/{table}/slash-d1024/rte") for table in ("table3", "table2"))
     cola, mnli = (papers.find(f"spafit/table2/full/{task}") for task in ("cola", "mnli"))
 
-    assert work(small) < work(large)
-    assert work(cola) < work(mnli)
+    assert flops(small.spec) < flops(large.spec)
+    assert flops(cola.spec) < flops(mnli.spec)
 
 
 @pytest.mark.parametrize("row", ["full", "head-dp", "bitfit", "gradual", "diff-pruning", "slash-dp"])
-def test_work_is_near(row: str) -> None:
+def test_order_is_near(row: str) -> None:
     """What orders cells is within a factor of 1.5 of the FLOPs that are counted."""
     cell = papers.find(f"embedded/smoke/{row}/sentiment")
 
-    assert 1 / 1.5 < work(cell) / costs(cell.spec).flops < 1.5
+    assert 1 / 1.5 < flops(cell.spec) / costs(cell.spec).flops < 1.5
 
 
 @pytest.mark.parametrize("backbone", registry.names("backbones"))
@@ -226,7 +227,7 @@ def test_values(spec: Make, backbone: str) -> None:
     shapes = Shapes(spec(backbone=backbone))
     linear = sum(p.numel() for layer in shapes.backbone.layers for p in layer.parameters() if p.dim() == 2)
 
-    assert VALUES[backbone] == pytest.approx(linear, rel=0.01)
+    assert linear == linear_values(backbone)
 
 
 def test_lengths() -> None:
