@@ -10,26 +10,46 @@ from threading import Thread
 from peft_dp.validate import Missing
 
 SECONDS = 5.0
-"""How long it may take to answer."""
+"""How long the hub may take to answer."""
 
 
-def get(download: Callable[..., str], what: str, remedy: str) -> Path:
-    """What a function of `huggingface_hub` downloads, or finds in its local cache where the hub does not answer.
+def get(download: Callable[..., str], what: str, remedy: str, lacking: Callable[[Path], str] = lambda path: "") -> Path:
+    """Return what a function of `huggingface_hub` finds in its local cache, or else downloads.
+
+    The hub is asked for nothing that the cache holds whole.
+
+    Args:
+        download: The function; it takes `local_files_only`.
+        what: Name of the thing.
+        remedy: What to do where neither has it.
+        lacking: Names what a cached copy lacks, given its path; empty where it is whole.
 
     Raises:
-        Missing: Neither has it; says what, why, and the remedy.
+        Missing: Neither has it; the message says what, why, and the remedy.
     """
-    why = fault()
+    from huggingface_hub import constants
+
+    # Versions of huggingface_hub let different errors through, some of unrelated types; all mean the same here.
+    path: Path | None
     try:
-        return Path(download(local_files_only=bool(why)))
-    # Its versions differ in the errors they let through, some of them unrelated types; all mean the same here.
+        path = Path(download(local_files_only=True))
+        lacks = lacking(path)
     except Exception as error:
-        why = why or f"did not give it ({type(error).__name__})"
-        raise Missing(f"{what} is not in the local cache and the hub {why}: {remedy}") from None
+        path, lacks = getattr(error, "snapshot_path", None), "some of its files"
+    if path and not lacks:
+        return path
+    held = f"is in the local cache without {lacks} ({path})" if path else "is not in the local cache"
+    why = "is not asked (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else fault()
+    if not why:
+        try:
+            return Path(download(local_files_only=False))
+        except Exception as error:
+            why = f"did not give it ({type(error).__name__})"
+    raise Missing(f"{what} {held} and the hub {why}: {remedy}")
 
 
 def fault() -> str:
-    """Why the hub gives nothing, such as "cannot be reached (ConnectError)"; empty where it answers."""
+    """Return why the hub gives nothing, such as "cannot be reached (ConnectError)"; empty where it answers."""
     from huggingface_hub import constants
 
     return _ask(constants.ENDPOINT, SECONDS)
@@ -37,7 +57,7 @@ def fault() -> str:
 
 @cache
 def _ask(address: str, seconds: float) -> str:
-    """In a thread, since looking up a name may outlast any timeout."""
+    """Ask in a thread, since looking up a name may outlast any timeout."""
     from huggingface_hub import get_session
 
     failures: list[str] = []

@@ -75,6 +75,15 @@ def test_no_torch_at_import(module: str) -> None:
     assert done.stdout.strip() == "False"
 
 
+@pytest.mark.parametrize("name", registry.names("backbones"))
+def test_backbones_import_no_torch(name: str) -> None:
+    """A backbone's file is data: it imports neither torch nor transformers."""
+    code = f"import sys, peft_dp.backbones.{name}; print({{'torch', 'transformers'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "set()"
+
+
 OWNERS = {
     **dict.fromkeys(registry.names("methods"), "methods"),
     **dict.fromkeys(registry.names("backbones"), "backbones"),

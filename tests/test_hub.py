@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from time import monotonic
@@ -13,6 +14,7 @@ import pytest
 from huggingface_hub import constants, hf_hub_download, snapshot_download
 
 from peft_dp import hub, registry
+from peft_dp.models.source import Source
 from peft_dp.validate import Missing
 
 COMMIT = "0" * 40
@@ -92,17 +94,129 @@ def test_neither_has_it(at: Callable[[str], None], server: tuple[str, list[str]]
     assert str(caught.value).endswith("): look")
 
 
+SOURCE = Source(repository="some/model", revision=COMMIT)
+
+
+@pytest.fixture
+def repository(at: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[str]]]:
+    """Starts a hub that has files of `SOURCE` at its commit; gives what it is asked."""
+    started = []
+
+    def start(*names: str) -> list[str]:
+        asked: list[str] = []
+
+        def answer(request: BaseHTTPRequestHandler) -> None:
+            asked.append(request.path)
+            path = request.path.partition("?")[0]
+            content: object = {}
+            if path.startswith("/api/models/some/model/tree"):
+                content = [{"type": "file", "path": name, "size": 2, "oid": "1" * 40} for name in names]
+            elif path.startswith("/api/"):
+                content = {"id": "some/model", "sha": COMMIT, "siblings": [{"rfilename": name} for name in names]}
+            body = json.dumps(content).encode()
+            known = path == "/" or path.startswith("/api/") or path.rpartition("/")[2] in names
+            request.send_response(200 if known else 404)
+            for name, value in {"ETag": '"1"', "X-Repo-Commit": COMMIT, "Content-Length": str(len(body))}.items():
+                request.send_header(name, value)
+            request.end_headers()
+            if request.command == "GET":
+                request.wfile.write(body)
+
+        answers = {"do_HEAD": answer, "do_GET": answer, "log_message": lambda *_: None}
+        made = HTTPServer(("127.0.0.1", 0), type("Hub", (BaseHTTPRequestHandler,), answers))
+        address = f"http://127.0.0.1:{made.server_port}"
+        threading.Thread(target=made.serve_forever).start()
+        started.append(made)
+        at(address)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        return asked
+
+    yield start
+    for made in started:
+        made.shutdown()
+        made.server_close()
+
+
+FILES = ("model.safetensors", "config.json", "tokenizer.json")
+
+
+def test_fetched_once(repository: Callable[..., list[str]]) -> None:
+    """What the cache holds at the pinned commit is taken from there, and the hub is not asked again."""
+    asked = repository(*FILES, "pytorch_model.bin")
+    found = SOURCE._find(None)
+    first = len(asked)
+
+    assert sorted(FILES) == sorted(path.name for path in found.iterdir())
+    assert found == SOURCE._find(None)
+    assert first == len(asked)
+
+
+def test_commit_without_safetensors(repository: Callable[..., list[str]]) -> None:
+    """A pinned commit that holds no safetensors is said to, with a way out."""
+    repository("config.json", "tokenizer.json", "pytorch_model.bin")
+    with pytest.raises(Missing) as caught:
+        SOURCE.locate(None)
+
+    assert (
+        "some/model has no model.safetensors at the pinned commit 000000000000: give --peft-backbones DIR with the "
+        "files of another commit in DIR/model; the record keeps their hash"
+    ) == str(caught.value)
+
+
+def snapshot(cache: Path, repository: str, commit: str, *names: str) -> Path:
+    """Put files, which are empty, into the hub's cache."""
+    held = cache / f"models--{repository.replace('/', '--')}" / "snapshots" / commit
+    held.mkdir(parents=True)
+    for name in names:
+        (held / name).touch()
+    return held
+
+
 def test_weights_from_the_cache(at: Callable[[str], None], tmp_path: Path) -> None:
     """Without a hub, weights come from its cache; where that is empty, the message says what to give."""
     at("http://127.0.0.1:9")
     source = registry.load("backbones", "roberta").SOURCE
     with pytest.raises(Missing) as caught:
         source._find(None)
-    held = tmp_path / "cache" / "models--FacebookAI--roberta-base" / "snapshots" / source.revision
-    held.mkdir(parents=True)
+    held = snapshot(tmp_path / "cache", source.repository, source.revision, *FILES)
 
     assert (
         "FacebookAI/roberta-base is not in the local cache and the hub cannot be reached (ConnectError): "
         "give --peft-backbones DIR with its files in DIR/roberta-base"
     ) == str(caught.value)
     assert held == source._find(None)
+
+
+@pytest.mark.parametrize(
+    ("names", "lacks"), [(FILES[1:], "model.safetensors"), (FILES[:2], "tokenizer"), ((), "model.safetensors")]
+)
+def test_part_of_it_in_the_cache(at: Callable[[str], None], tmp_path: Path, names: Sequence[str], lacks: str) -> None:
+    """Without a hub, a cache that holds the commit in part is said to, with what it lacks."""
+    at("http://127.0.0.1:9")
+    held = snapshot(tmp_path / "cache", "some/model", COMMIT, *names)
+    with pytest.raises(Missing) as caught:
+        SOURCE.locate(None)
+
+    says = f"some/model is in the local cache without {lacks} ({held}) and the hub cannot be reached (ConnectError): "
+    assert str(caught.value).startswith(says)
+
+
+def test_part_of_it_is_completed(repository: Callable[..., list[str]], tmp_path: Path) -> None:
+    """With a hub, what the cache lacks is fetched."""
+    repository(*FILES)
+    held = snapshot(tmp_path / "cache", "some/model", COMMIT, "config.json")
+
+    assert held == SOURCE._find(None)
+    assert set(FILES) == {path.name for path in held.iterdir()}
+
+
+def test_offline_by_choice(repository: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With HF_HUB_OFFLINE set the hub is not asked."""
+    asked = repository(*FILES)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(Missing, match=r"not in the local cache and the hub is not asked \(HF_HUB_OFFLINE\)"):
+        SOURCE.locate(None)
+
+    assert not asked

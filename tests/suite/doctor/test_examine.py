@@ -165,7 +165,8 @@ def test_text_groups() -> None:
 
 @pytest.mark.parametrize("form", [[], ["--json"]], ids=str)
 def test_verb(closed: None, form: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """`doctor` ends with 1 where the embedded backbone is not in the folder given, whatever the form."""
+    """`doctor` ends with 1 where the folder given holds an embedded backbone without its files, whatever the form."""
+    (tmp_path / "all-MiniLM-L6-v2").mkdir()
     code = main(["doctor", "--backbones", str(tmp_path), *form])
     printed = capsys.readouterr().out
 
