@@ -79,7 +79,7 @@ def test_no_weights(spec: Make, tmp_path: Path) -> None:
     (tmp_path / "bert-base-cased").mkdir()
     message = refusal(spec(), Places(backbones=tmp_path, device="cpu"), Missing)
 
-    assert message.startswith(f"{tmp_path / 'bert-base-cased' / 'model.safetensors'} is missing")
+    assert message.startswith(f"{tmp_path / 'bert-base-cased'} holds no model.safetensors: put ")
 
 
 def test_other_weights(spec: Make, places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
