@@ -29,15 +29,15 @@ def untrained(*roles):
     """A BitFit that forgets the biases of these roles."""
 
     def forget(monkeypatch, spec):
-        install = bitfit.install
+        install = bitfit.Config.install
 
-        def broken(backbone, config, rng):
-            install(backbone, config, rng)
+        def broken(method, backbone, rng):
+            install(method, backbone, rng)
             for role in roles:
                 for site in backbone.sites(role):
                     site.bias.requires_grad_(False)
 
-        monkeypatch.setattr(bitfit, "install", broken)
+        monkeypatch.setattr(bitfit.Config, "install", broken)
         return spec
 
     return forget

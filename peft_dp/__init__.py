@@ -9,7 +9,7 @@ __all__ = ["Places", "Privacy", "PrivacyEngine", "Record", "Spec", "attach", "ce
 
 if TYPE_CHECKING:
     from peft_dp.machine import Places
-    from peft_dp.models.attach import attach
+    from peft_dp.methods._attach import attach
     from peft_dp.privacy.engine import PrivacyEngine
     from peft_dp.records import Record
     from peft_dp.runs import run
@@ -22,7 +22,7 @@ _HOMES = {
     "PrivacyEngine": "privacy.engine",
     "Record": "records",
     "Spec": "spec",
-    "attach": "models.attach",
+    "attach": "methods._attach",
     "cells": "suite.papers",
     "claims": "suite.papers",
     "facts": "suite.papers",

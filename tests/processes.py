@@ -67,7 +67,9 @@ def pytest_session(*arguments: object, cwd: Path = ROOT, **variables: str) -> Do
         cwd: Folder to run in.
         variables: More environment variables, or others.
     """
-    environment = os.environ | {
+    # A session that one worker of another starts is nobody's worker.
+    own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment = own | {
         "CUDA_VISIBLE_DEVICES": "",
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),

@@ -46,7 +46,7 @@ def hashed(folder: Path, spec: Spec) -> str:
 
 USED = ["spec.py", "runs.py", "privacy/gradients.py", "training/loop.py", "methods/bitfit.py", "models/backbone.py"]
 USED += ["backbones/minilm.py", "backbones/bert.py", "tasks/generated.py", "tasks/_words.py", "measuring/metrics.py"]
-OTHERS = ["methods/lora.py", "backbones/roberta.py", "tasks/glue.py", "models/attach.py", "__main__.py"]
+OTHERS = ["methods/lora.py", "backbones/roberta.py", "tasks/glue.py", "methods/_attach.py", "__main__.py"]
 OTHERS += ["suite/papers/table.py", "suite/verdicts/cells.py", "suite/plan/estimate.py", "suite/audit/attack.py"]
 
 

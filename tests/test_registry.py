@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import peft_dp
-from peft_dp import registry
+from peft_dp import methods, registry
 
 PACKAGE = Path(peft_dp.__file__).parent
 
@@ -18,7 +18,7 @@ PACKAGE = Path(peft_dp.__file__).parent
 @pytest.mark.parametrize("kind", ["methods", "backbones"])
 def test_names_are_files(kind: str) -> None:
     """The names are those of the files in the folder, sorted."""
-    files = sorted(path.stem for path in (PACKAGE / kind).glob("*.py") if path.stem != "__init__")
+    files = sorted(path.stem for path in (PACKAGE / kind).glob("*.py") if not path.stem.startswith("_"))
 
     assert files == registry.names(kind)
 
@@ -27,7 +27,7 @@ def test_names_are_files(kind: str) -> None:
 def test_names_import_no_entry(kind: str) -> None:
     """Listing names in a fresh process imports none of the entries."""
     code = (
-        "import json, sys; from peft_dp import registry; "
+        "import json, sys; from peft_dp import methods, registry; "
         f"names = registry.names({kind!r}); "
         f"print(json.dumps([names, [n for n in names if 'peft_dp.{kind}.' + n in sys.modules]]))"
     )
@@ -38,11 +38,11 @@ def test_names_import_no_entry(kind: str) -> None:
 
 @pytest.mark.parametrize("name", registry.names("methods"))
 def test_methods(name: str) -> None:
-    """A method's file has a `Config`, an `EXAMPLE` of it, and `install`."""
-    method = registry.load("methods", name)
+    """A method's file has a `Config`, and an `EXAMPLE` of it."""
+    method = methods.load(name)
 
+    assert issubclass(method.Config, methods.Method)
     assert isinstance(method.EXAMPLE, method.Config)
-    assert callable(method.install)
 
 
 @pytest.mark.parametrize("name", registry.names("backbones"))

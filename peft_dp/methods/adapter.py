@@ -1,37 +1,34 @@
 """Adapters: narrow two-layer networks between the frozen layers.
 
-- Houlsby et al. 2019, the Adapter of SLaSh (Gupta et al. 2023, section 3): two in each
-  layer, on the output of the attention's and of the feed-forward block's last linear
-  layer, before the residual sum and the LayerNorm: f + up(act(down(f))). Count: 2 L (2 d m + m + d).
-- Pfeiffer et al. 2021 in sequence (AdapterHub's SeqBn; Khan and Scheder-Bieschin, section 3):
-  one in each layer. From the feed-forward block's output f and its input x, y = LN(f + x)
-  and the layer gives LN(up(act(down(y))) + f + x), the same frozen LN both times.
-  Count: L (2 d m + m + d).
+- Houlsby et al. 2019, the Adapter of SLaSh (Gupta et al. 2023, section 3): two per layer, on the output of the last
+  linear layer of the attention and of the feed-forward block, before the residual sum and the LayerNorm:
+  f + up(act(down(f))). Count: 2 L (2 d m + m + d).
+- Pfeiffer et al. 2021 in sequence (AdapterHub's SeqBn; Khan and Scheder-Bieschin, section 3): one per layer. From the
+  feed-forward block's output f and its input x, y = LN(f + x), and the layer gives LN(up(act(down(y))) + f + x), with
+  the same frozen LN both times. Count: L (2 d m + m + d).
 
-Weights are N(0, 0.02) both down and up, biases 0: close to the pretrained model at the
-start, not equal to it. Where the backbone's dropout is on it comes after a Houlsby
-adapter, not before it.
+Weights start at N(0, 0.02), down and up alike, and biases at 0: close to the pretrained model, not equal to it. Where
+the backbone's dropout is on, it comes after a Houlsby adapter, not before it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional
 
-from peft_dp import validate
-from peft_dp.methods.lora import linear
+from peft_dp.methods._base import Method
+from peft_dp.methods._common import linear
 from peft_dp.models.backbone import Backbone
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": functional.relu, "swish": functional.silu}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Method):
     """Where adapters are and how wide.
 
     Attributes:
@@ -40,18 +37,25 @@ class Config:
         activation: "relu" (Khan and Scheder-Bieschin) or "swish" (SLaSh).
     """
 
+    starts_elsewhere = "both projections are N(0, 0.02), so each bottleneck adds a little"
+
     placement: Literal["houlsby", "pfeiffer"] = "houlsby"
-    bottleneck: int
+    bottleneck: PositiveInt
     activation: Literal["relu", "swish"] = "relu"
 
-    def __post_init__(self) -> None:
-        validate.known("placement", self.placement, ("houlsby", "pfeiffer"))
-        validate.known("activation", self.activation, _ACTIVATIONS)
-        validate.positive(bottleneck=self.bottleneck)
+    def install(self, backbone: Backbone, rng: torch.Generator) -> None:
+        """Put new adapters into every layer; the original LayerNorms stay frozen."""
+        if self.placement == "houlsby":
+            for pair in zip(backbone.sites("attention_output"), backbone.sites("output"), strict=True):
+                for site in pair:
+                    backbone.add(site, "adapter", _Houlsby(site, self, rng))
+        else:
+            for norm in backbone.sites("output_norm"):
+                assert isinstance(norm, nn.LayerNorm)
+                backbone.add(norm, "adapter", _Pfeiffer(norm, self, rng))
 
 
 EXAMPLE = Config(bottleneck=4, activation="swish")
-STARTS_ELSEWHERE = "both projections are N(0, 0.02), so each bottleneck adds a little"
 
 
 class _Bottleneck(nn.Module):
@@ -64,7 +68,7 @@ class _Bottleneck(nn.Module):
         self.activation = _ACTIVATIONS[config.activation]
 
     def project(self, x: Tensor) -> Tensor:
-        """up(act(down(x))) of x [B, T, d]."""
+        """Return up(act(down(x))) of x [B, T, d]."""
         projected: Tensor = self.up(self.activation(self.down(x)))
         return projected
 
@@ -86,15 +90,3 @@ class _Pfeiffer(_Bottleneck):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return self.normalise(self.project(y) + x)
-
-
-def install(backbone: Backbone, config: Config, rng: torch.Generator) -> None:
-    """Puts new adapters into every layer; the original LayerNorms stay frozen."""
-    if config.placement == "houlsby":
-        for pair in zip(backbone.sites("attention_output"), backbone.sites("output"), strict=True):
-            for site in pair:
-                backbone.add(site, "adapter", _Houlsby(site, config, rng))
-    else:
-        for norm in backbone.sites("output_norm"):
-            assert isinstance(norm, nn.LayerNorm)
-            backbone.add(norm, "adapter", _Pfeiffer(norm, config, rng))

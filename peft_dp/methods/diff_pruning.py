@@ -1,40 +1,36 @@
 """Diff pruning: a sparse shift of the weights, found by gates (Guo et al. 2021, section 3; Khan and Scheder-Bieschin).
 
-Stage 1 trains theta = pretrained + z w on the layers' linear weights: w starts
-at 0, z is a hard-concrete gate (Louizos et al. 2018) for each entry, and where
-`structured` one more for the whole tensor. Then the share `keep` of all entries
-with the largest |z w| is kept, by one threshold over all tensors: no look at
-the data, so no privacy is spent. Stage 2 starts from pretrained + mask w, as
-the released code does (w, not z w), and trains the masked entries, gates off.
-The head trains throughout and is neither gated nor pruned.
+Stage 1 trains theta = pretrained + z w on the layers' linear weights: w starts at 0, and z is a hard-concrete gate
+(Louizos et al. 2018) for each entry, times one more for the whole tensor where `structured`. Then the share `keep` of
+all entries with the largest |z w| is kept, by one threshold over all tensors: this does not look at the data, so no
+privacy is spent. Stage 2 starts from pretrained + mask w, as the released code does (w, not z w), and trains the masked
+entries, with the gates off. The head trains throughout and is neither gated nor pruned.
 
-Why the weights are native in stage 2: pretrained + w where a mask lets w train
-is a masked weight, and `Backbone.masks` has those.
+Why the weights are native in stage 2: pretrained + w where a mask lets w train is a masked weight, and `Backbone.masks`
+has those.
 
-The released code bounds the mean gradients of w and of alpha by 1 each;
-`Optimiser.max_grad_norm` bounds both together.
+The released code bounds the mean gradients of w and of alpha by 1 each; `Optimiser.max_grad_norm` bounds both together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from peft_dp import validate
+from peft_dp.methods._base import Method
+from peft_dp.methods._common import LINEAR, Share
 from peft_dp.models.backbone import Backbone
 
-ROLES = ("query", "key", "value", "attention_output", "intermediate", "output")
 START = 5.0
-"""Of alpha, as in the released code: nearly every gate is open."""
+"""Where alpha starts, as in the released code: nearly every gate is open."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Method):
     """Settings of the gates, those of the released code where a default is given.
 
     Attributes:
@@ -46,20 +42,49 @@ class Config:
         fixed_rate: Peak learning rate of stage 2; null for the optimiser's.
     """
 
-    gated_epochs: int
-    keep: float = 0.005
-    penalty: float = 1.25e-7
+    gated_epochs: PositiveInt
+    keep: Share = 0.005
+    cost: Annotated[NonNegativeFloat, Field(alias="penalty")] = 1.25e-7  # the hook has the setting's name
     structured: bool = True
-    gate_rate: float = 0.1
-    fixed_rate: float | None = None
+    gate_rate: PositiveFloat = 0.1
+    fixed_rate: PositiveFloat | None = None
 
-    def __post_init__(self) -> None:
-        validate.positive(gated_epochs=self.gated_epochs, gate_rate=self.gate_rate)
-        validate.fraction(keep=self.keep)
-        if self.fixed_rate is not None:
-            validate.positive(fixed_rate=self.fixed_rate)
-        if not 0 <= self.penalty < float("inf"):
-            raise ValueError(f"penalty must be a finite number of at least 0, not {self.penalty!r}")
+    def install(self, backbone: Backbone, rng: torch.Generator) -> None:
+        """Add a gated shift to every linear weight of the layers."""
+        for role in LINEAR:
+            for site in backbone.sites(role):
+                gated = _Gated(site.get_parameter("weight"), self.structured)
+                parametrize.register_parametrization(site, "weight", gated)
+
+    def begin_step(self, backbone: Backbone, rng: torch.Generator) -> None:
+        """Draw the gates' noise anew: one draw for all examples of a step."""
+        for gate in _gates(backbone):
+            gate.draw(rng)
+
+    def penalty(self, backbone: Backbone) -> Tensor:
+        """Return the expected number of open gates, times its weight; log(1.5 / 1.5) = 0 is left out."""
+        return self.cost * sum((torch.sigmoid(gate.alpha).sum() for gate in _gates(backbone)), torch.zeros(()))
+
+    def rates(self, backbone: Backbone) -> dict[str, float]:
+        """Return alpha's own rate in stage 1, and that of stage 2 if it has one."""
+        if _gates(backbone):
+            return {name: self.gate_rate for name in backbone.trained() if name.endswith(".alpha")}
+        return dict.fromkeys(backbone.trained(), self.fixed_rate) if self.fixed_rate else {}
+
+    def phases(self, backbone: Backbone, epochs: int) -> Iterator[int]:
+        """Yield the epochs with gates, then those with the mask fixed.
+
+        Raises:
+            ValueError: No epoch is left for stage 2.
+        """
+        if self.gated_epochs >= epochs:
+            raise ValueError(f"gated_epochs is {self.gated_epochs}, but must be below the run's {epochs} epochs")
+        return self._phases(backbone, epochs)
+
+    def _phases(self, backbone: Backbone, epochs: int) -> Iterator[int]:
+        yield self.gated_epochs
+        _prune(backbone, self.keep)
+        yield epochs - self.gated_epochs
 
 
 EXAMPLE = Config(gated_epochs=1)
@@ -103,51 +128,9 @@ class _Gated(nn.Module):
         return weight + self.shift()
 
 
-def install(backbone: Backbone, config: Config, rng: torch.Generator) -> None:
-    """Adds a gated shift to every linear weight of the layers."""
-    for role in ROLES:
-        for site in backbone.sites(role):
-            parametrize.register_parametrization(site, "weight", _Gated(site.weight, config.structured))  # type: ignore[arg-type]
-
-
-def begin_step(backbone: Backbone, rng: torch.Generator) -> None:
-    """Draws the gates' noise anew: one draw for all examples of a step."""
-    for gate in _gates(backbone):
-        gate.draw(rng)
-
-
-def penalty(backbone: Backbone, config: Config) -> Tensor:
-    """The expected number of open gates, times its weight; log(1.5 / 1.5) = 0 is left out."""
-    return config.penalty * sum((torch.sigmoid(gate.alpha).sum() for gate in _gates(backbone)), torch.zeros(()))
-
-
-def rates(backbone: Backbone, config: Config) -> dict[str, float]:
-    """Alpha's own rate in stage 1, that of stage 2 if there is one."""
-    if _gates(backbone):
-        return {name: config.gate_rate for name in backbone.trained() if name.endswith(".alpha")}
-    return dict.fromkeys(backbone.trained(), config.fixed_rate) if config.fixed_rate else {}
-
-
-def phases(backbone: Backbone, config: Config, epochs: int) -> Iterator[int]:
-    """Epochs with gates, then with the mask fixed.
-
-    Raises:
-        ValueError: Nothing is left for stage 2.
-    """
-    if config.gated_epochs >= epochs:
-        raise ValueError(f"gated_epochs is {config.gated_epochs}, but must be below the run's {epochs} epochs")
-    return _phases(backbone, config, epochs)
-
-
-def _phases(backbone: Backbone, config: Config, epochs: int) -> Iterator[int]:
-    yield config.gated_epochs
-    _prune(backbone, config.keep)
-    yield epochs - config.gated_epochs
-
-
 @torch.no_grad()
 def _prune(backbone: Backbone, keep: float) -> None:
-    """Keeps the largest shifts, takes the gates away, and lets native weights train under masks."""
+    """Keep the largest shifts, take the gates away, and let native weights train under masks."""
     sites = {path: site for path, site in backbone.model.named_modules() if parametrize.is_parametrized(site, "weight")}
     gated: list[Any] = [site.get_submodule("parametrizations.weight.0") for site in sites.values()]
     sizes = torch.cat([module.shift().abs().flatten() for module in gated])

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
+from peft_dp.methods._base import Method
 from peft_dp.models.backbone import Backbone
 
 
-@dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Method):
     """Nothing to set."""
+
+    def install(self, backbone: Backbone, rng: torch.Generator) -> None:
+        """Train all."""
+        backbone.model.requires_grad_(True)
 
 
 EXAMPLE = Config()
-
-
-def install(backbone: Backbone, config: Config, rng: torch.Generator) -> None:
-    """Trains all."""
-    backbone.model.requires_grad_(True)

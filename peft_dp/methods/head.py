@@ -1,21 +1,21 @@
-"""Linear probe: the pretrained encoder as it is, only the head trains (the papers' "frozen" or "linear classifier")."""
+"""Linear probe: the pretrained encoder stays as it is, only the head trains.
+
+Papers call it "frozen" or "linear classifier".
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
+from peft_dp.methods._base import Method
 from peft_dp.models.backbone import Backbone
 
 
-@dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Method):
     """Nothing to set."""
+
+    def install(self, backbone: Backbone, rng: torch.Generator) -> None:
+        """Leave the backbone as it comes: frozen but for the head."""
 
 
 EXAMPLE = Config()
-
-
-def install(backbone: Backbone, config: Config, rng: torch.Generator) -> None:
-    """Leaves the backbone as it comes: frozen but for the head."""

@@ -35,8 +35,7 @@ def possible(job: Job) -> bool:
     phases, steps or masks of its own, or layers are frozen, whose outputs each seed computes once; not where
     an example cannot share rows.
     """
-    hooks = ("phases", "begin_step", "penalty", "release")
-    own = job.backbone.masks or any(hasattr(job.method, hook) for hook in hooks)
+    own = job.backbone.masks or not job.method.plain
     few = job.backbone.count() <= SHARE * sum(p.numel() for p in job.backbone.model.parameters())
     reuses = job.spec.reuse and frozen_layers(job.backbone) > 0
     return not (job.plan.private or job.spec.dropout or own or reuses) and few and job.packed

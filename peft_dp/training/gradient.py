@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from peft_dp.models.backbone import Backbone
 from peft_dp.privacy.noised_sum import noised_sum
 from peft_dp.training.job import Job
 from peft_dp.training.tally import Tally
@@ -32,8 +31,7 @@ def noised_mean(job: Job, indices: list[int], noise: torch.Generator, tally: Tal
     Raises:
         Missing: One example alone does not fit into memory.
     """
-    if begin_step := getattr(job.method, "begin_step", None):
-        begin_step(job.backbone, noise)
+    job.method.begin_step(job.backbone, noise)
     with memory_named(job, indices):
         sums = noised_sum(
             job.backbone.model,
@@ -48,10 +46,10 @@ def noised_mean(job: Job, indices: list[int], noise: torch.Generator, tally: Tal
         tally.release(sums)
     size = job.plan.batch if job.plan.sampling == "poisson" else len(indices)
     mean = {name: value.div_(size) for name, value in sums.items()}
-    if penalty := getattr(job.method, "penalty", None):
-        _add_gradient(mean, penalty(job.backbone, job.config), job.backbone.trained())
-    release: Callable[[Backbone, dict[str, Tensor]], dict[str, Tensor]] | None = getattr(job.method, "release", None)
-    return release(job.backbone, mean) if release else mean
+    penalty = job.method.penalty(job.backbone)
+    if penalty is not None:
+        _add_gradient(mean, penalty, job.backbone.trained())
+    return job.method.release(job.backbone, mean)
 
 
 @contextmanager

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from peft_dp import registry, rng, tasks
+from peft_dp import methods, registry, rng, tasks
 from peft_dp.machine import Places
+from peft_dp.methods import Method
 from peft_dp.models.backbone import Backbone, load
 from peft_dp.models.batch import IGNORED, Batch, Encoded
 from peft_dp.models.family import Family
@@ -40,7 +40,7 @@ class Sources:
         weights_sha256: Hash of the weights, or "random".
         files_sha256: Hash of the configuration's and the tokenizer's files, or "random".
         family: Where the backbone's sites are.
-        config: The method's `Config`.
+        method: What trains, with its settings.
         plan: Noise, clip, rate and steps.
         device: "cpu" or "cuda".
     """
@@ -51,7 +51,7 @@ class Sources:
     weights_sha256: str
     files_sha256: str
     family: Family
-    config: Any
+    method: Method
     plan: Plan
     device: str
 
@@ -61,8 +61,7 @@ class Job:
     """The only thing that holds tensors: a model with its method installed, and what it learns from.
 
     Attributes:
-        method: The method's module, for the hooks it may define.
-        config: Its `Config`.
+        method: What trains, with its settings and hooks.
         packed: Whether examples share rows.
         loss: Logits [B, C] and labels [B], or [B, T, C] and [B, T], to losses [B].
     """
@@ -70,8 +69,7 @@ class Job:
     spec: Spec
     task: Task
     plan: Plan
-    method: ModuleType
-    config: Any
+    method: Method
     backbone: Backbone
     train: Encoded
     dev: Encoded
@@ -133,13 +131,9 @@ def find_sources(spec: Spec, places: Places) -> Sources:
         ValueError: An unknown name, a setting the method does not have, a damaged file, a batch larger than the data.
         Missing: Data, weights or a device that this machine lacks.
     """
-    method = registry.load("methods", spec.method)
+    method = methods.make(spec.method, spec.config)
     backbone = registry.load("backbones", spec.backbone)
     task = tasks.find(spec.task)
-    try:
-        config = method.Config(**spec.config)
-    except TypeError as error:
-        raise ValueError(f"method {spec.method!r}: {str(error).removeprefix('Config.__init__() ')}") from None
     if (task.kind == "tokens") != (spec.readout == "tokens"):
         need = "the readout 'tokens'" if task.kind == "tokens" else "a readout other than 'tokens'"
         raise ValueError(f"task {spec.task!r} needs {need}, not {spec.readout!r}: take a row for such tasks")
@@ -154,7 +148,7 @@ def find_sources(spec: Spec, places: Places) -> Sources:
         weights_sha256=weights_sha256,
         files_sha256=files_sha256,
         family=backbone.FAMILY,
-        config=config,
+        method=method,
         plan=plan,
         device=device,
     )
@@ -201,8 +195,7 @@ def build(spec: Spec, sources: Sources) -> Job:
         rng=draw,
     )
     backbone.freeze()
-    method = registry.load("methods", spec.method)
-    method.install(backbone, sources.config, draw)
+    sources.method.install(backbone, draw)
     backbone.to(sources.device)
     train, dev = _encoded(sources.data, sources.task, sources.files, spec.max_length, spec.readout)
     longest = max(*train.lengths, *dev.lengths)
@@ -215,8 +208,7 @@ def build(spec: Spec, sources: Sources) -> Job:
         spec=spec,
         task=sources.task,
         plan=sources.plan,
-        method=method,
-        config=sources.config,
+        method=sources.method,
         backbone=backbone,
         train=train,
         dev=dev,

@@ -83,8 +83,7 @@ OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 def _groups(job: Job) -> list[dict[str, Any]]:
     """Return what is updated, by learning rate and weight decay: a decay would move values that a mask holds."""
-    own: Callable[..., dict[str, float]] = getattr(job.method, "rates", lambda backbone, config: {})
-    rates, optimiser = own(job.backbone, job.config), job.spec.optimiser
+    rates, optimiser = job.method.rates(job.backbone), job.spec.optimiser
     groups = defaultdict[tuple[float, float], list[nn.Parameter]](list)
     for name, parameter in job.backbone.updated().items():
         decay = 0.0 if name in job.backbone.masks else optimiser.weight_decay

@@ -69,9 +69,8 @@ class Run:
     """
 
     def __init__(self, job: Job, share: float = 1.0) -> None:
-        phases = getattr(job.method, "phases", lambda backbone, config, epochs: iter([epochs]))
         self.job = job
-        self._lengths: Iterator[int] = phases(job.backbone, job.config, job.spec.epochs)
+        self._lengths: Iterator[int] = job.method.phases(job.backbone, job.spec.epochs)
         self._share = share
         self._trail: list[Epoch] = []
         self._optimiser_bytes = 0
@@ -115,7 +114,7 @@ class Run:
         job.backbone.model.train()
         with ExitStack() as stack:
             stack.enter_context(torch.random.fork_rng(devices=range(torch.cuda.device_count())))
-            settled = getattr(job.method, "settled", lambda backbone, config: 0)(job.backbone, job.config)
+            settled = job.method.settled(job.backbone)
             self._settled = stack.enter_context(without_frozen_layers(job, job.spec.epochs, settled))
             torch.manual_seed(rng.seed(job.spec.seed, "dropout"))
             self._within_run = stack.pop_all()

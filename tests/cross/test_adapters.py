@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification
 
-from peft_dp.models.attach import attach
+from peft_dp.methods._attach import attach
 
 FOLDER = Path(__file__).parent / "reference"
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from peft_dp.methods.adapter import Config, install
+from peft_dp import methods
+from peft_dp.methods.adapter import Config
 from peft_dp.models.backbone import Backbone
 from peft_dp.models.batch import Batch
 
@@ -34,7 +35,7 @@ def test_count_of_papers(
     """The papers' adapters have as many values as the papers' formulas give."""
     backbone = paper(name)
     head = backbone.count()
-    install(backbone, config, rng)
+    config.install(backbone, rng)
 
     assert size == backbone.count() - head
 
@@ -43,7 +44,7 @@ def test_count_of_papers(
 def test_near_start(families: Backbone, batch: Make, rng: torch.Generator, placement: Any) -> None:
     """New adapters hardly change the logits, but do."""
     before = families.logits(batch())
-    install(families, Config(bottleneck=4, placement=placement), rng)
+    Config(bottleneck=4, placement=placement).install(families, rng)
     after = families.logits(batch())
 
     torch.testing.assert_close(after, before, rtol=0, atol=0.01)
@@ -55,7 +56,7 @@ def test_near_start(families: Backbone, batch: Make, rng: torch.Generator, place
 def test_formula(families: Backbone, batch: Make, rng: torch.Generator, placement: Any, activation: Any) -> None:
     """A site gives what the paper's formula gives on the site's own input."""
     site: Any = families.sites("output" if placement == "houlsby" else "output_norm")[0]
-    install(families, Config(bottleneck=4, placement=placement, activation=activation), rng)
+    Config(bottleneck=4, placement=placement, activation=activation).install(families, rng)
     for parameter in site.adapter.parameters():
         torch.nn.init.normal_(parameter, generator=rng)
     seen: list[Tensor] = []
@@ -80,7 +81,7 @@ def test_formula(families: Backbone, batch: Make, rng: torch.Generator, placemen
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_padding(families: Backbone, batch: Make, rng: torch.Generator, placement: Any) -> None:
     """Padding does not change the logits."""
-    install(families, Config(bottleneck=4, placement=placement), rng)
+    Config(bottleneck=4, placement=placement).install(families, rng)
 
     torch.testing.assert_close(families.logits(batch()), families.logits(batch(padding=3)), rtol=1e-4, atol=1e-6)
 
@@ -90,14 +91,14 @@ def test_gradients(
     families: Backbone, gradient_gap: Callable[[Backbone], float], rng: torch.Generator, placement: Any
 ) -> None:
     """Per-example gradients equal those of examples passed alone."""
-    install(families, Config(bottleneck=4, placement=placement), rng)
+    Config(bottleneck=4, placement=placement).install(families, rng)
 
     assert gradient_gap(families) < 1e-12
 
 
 def test_norms_stay_frozen(families: Backbone, rng: torch.Generator) -> None:
     """Just the adapters and the head train, and every adapter's weights are its own."""
-    install(families, Config(bottleneck=4), rng)
+    Config(bottleneck=4).install(families, rng)
     names = [name for name in families.trained() if not name.startswith("head.")]
 
     assert all(".adapter." in name for name in names)
@@ -106,7 +107,7 @@ def test_norms_stay_frozen(families: Backbone, rng: torch.Generator) -> None:
 
 def test_no_merge(families: Backbone, rng: torch.Generator) -> None:
     """A network with a bend cannot be folded into a weight."""
-    install(families, Config(bottleneck=4), rng)
+    Config(bottleneck=4).install(families, rng)
     with pytest.raises(ValueError, match="'adapter' is not a shift of weights"):
         families.merge()
 
@@ -119,4 +120,4 @@ def test_no_merge(families: Backbone, rng: torch.Generator) -> None:
 def test_config(wrong: Any) -> None:
     """A wrong setting is refused."""
     with pytest.raises(ValueError):
-        Config(**wrong)
+        methods.make("adapter", wrong)

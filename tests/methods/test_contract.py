@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from peft_dp import registry
+from peft_dp import methods, registry
 from peft_dp.models.backbone import Backbone
 from peft_dp.models.batch import Batch
 from peft_dp.training import frozen_prefix
@@ -23,12 +23,12 @@ Make = Callable[..., Batch]
 @pytest.fixture(params=registry.names("methods"))
 def method(request: pytest.FixtureRequest) -> ModuleType:
     """Each method in turn."""
-    return registry.load("methods", request.param)
+    return methods.load(request.param)
 
 
 def install(method: ModuleType, backbone: Backbone, seed: int = 1) -> Backbone:
     """Installs a method's example."""
-    method.install(backbone, method.EXAMPLE, torch.Generator().manual_seed(seed))
+    method.EXAMPLE.install(backbone, torch.Generator().manual_seed(seed))
     return backbone
 
 
@@ -55,7 +55,7 @@ def test_start(method: ModuleType, families: Backbone, batch: Make) -> None:
     before = families.logits(batch()).detach()
     same = torch.equal(before, install(method, families).logits(batch()))
 
-    assert same != hasattr(method, "STARTS_ELSEWHERE")
+    assert same != bool(method.EXAMPLE.starts_elsewhere)
 
 
 def test_only_what_trains_moves(method: ModuleType, families: Backbone, batch: Make) -> None:

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from peft_dp import Places
+from peft_dp import Places, methods
 from peft_dp.backbones import distilbert
 from peft_dp.methods import diff_pruning
+from peft_dp.methods._common import LINEAR
 from peft_dp.models.backbone import Backbone
 from peft_dp.training.job import Job, build, find_sources
 from peft_dp.training.loop import fit
@@ -37,7 +38,7 @@ def stirred(job: Job) -> list[Tensor]:
             module.w.normal_(generator=generator)
             for gate in module.gates:
                 gate.alpha.normal_(generator=generator)
-    diff_pruning.begin_step(job.backbone, generator)
+    job.method.begin_step(job.backbone, generator)
     return [module.shift().detach() for module in gated(job)]
 
 
@@ -82,7 +83,7 @@ def test_counts(structured: bool) -> None:
         backbone = Backbone(encoder, encoder, distilbert.FAMILY, [])
         backbone.freeze()
         config = diff_pruning.Config(gated_epochs=1, structured=structured)
-        diff_pruning.install(backbone, config, torch.Generator())
+        config.install(backbone, torch.Generator())
 
     assert 2 * 42_467_328 + (36 if structured else 0) == backbone.count()
 
@@ -92,7 +93,7 @@ def test_penalty(spec: Any, places: Places, structured: bool) -> None:
     """At the start every gate is open with chance sigmoid(5), and the penalty counts all of them."""
     made = job(spec, places, penalty=0.5, structured=structured)
     gates = 2 * (4 * 16 * 16 + 2 * 16 * 32) + (12 if structured else 0)
-    found = diff_pruning.penalty(made.backbone, made.config)
+    found = made.method.penalty(made.backbone)
 
     assert found.item() == pytest.approx(0.5 * gates * 0.9933071, rel=1e-5)
 
@@ -100,12 +101,12 @@ def test_penalty(spec: Any, places: Places, structured: bool) -> None:
 def test_rates(spec: Any, places: Places) -> None:
     """Alpha has a rate of its own in stage 1, and stage 2 may have another."""
     made = job(spec, places, gate_rate=0.2, fixed_rate=5e-5)
-    found = diff_pruning.rates(made.backbone, made.config)
-    list(diff_pruning.phases(made.backbone, made.config, 2))
+    found = made.method.rates(made.backbone)
+    list(made.method.phases(made.backbone, 2))
 
     assert {0.2} == set(found.values())
     assert 24 == len(found)
-    assert dict.fromkeys(made.backbone.trained(), 5e-5) == diff_pruning.rates(made.backbone, made.config)
+    assert dict.fromkeys(made.backbone.trained(), 5e-5) == made.method.rates(made.backbone)
 
 
 @pytest.mark.parametrize("keep", [0.005, 0.3])
@@ -116,7 +117,7 @@ def test_stage_2_starts_from_the_largest(spec: Any, places: Places, keep: float)
     w = torch.cat([module.w.detach().flatten() for module in gated(made)])
     untouched = build(made.spec, find_sources(made.spec, places))
     before = torch.cat([site.parametrizations.weight.original.flatten() for site in sites(untouched)])
-    list(diff_pruning.phases(made.backbone, made.config, 2))
+    list(made.method.phases(made.backbone, 2))
     after = torch.cat([site.weight.detach().flatten() for site in sites(made)])
     masks = torch.cat([mask.flatten() for mask in made.backbone.masks.values()])
 
@@ -130,7 +131,7 @@ def test_stage_2_starts_from_the_largest(spec: Any, places: Places, keep: float)
 
 def sites(job: Job) -> list[Any]:
     """The sites with a shift, in the model's order."""
-    named = [site for role in diff_pruning.ROLES for site in job.backbone.sites(role)]
+    named = [site for role in LINEAR for site in job.backbone.sites(role)]
     return [module for module in job.backbone.model.modules() if module in named]
 
 
@@ -166,14 +167,15 @@ def test_trained_shift_is_sparse(spec: Any, places: Places) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"gated_epochs": 0}, "gated_epochs must"),
-        ({"gated_epochs": 1, "keep": 0.0}, "keep must"),
-        ({"gated_epochs": 1, "penalty": -1.0}, "penalty must"),
-        ({"gated_epochs": 1, "gate_rate": 0.0}, "gate_rate must"),
-        ({"gated_epochs": 1, "fixed_rate": 0.0}, "fixed_rate must"),
+        ({"gated_epochs": 0}, "field 'gated_epochs': Input should be greater than 0"),
+        ({"gated_epochs": 1, "keep": 0.0}, "field 'keep': Input should be greater than 0"),
+        ({"gated_epochs": 1, "penalty": -1.0}, "field 'penalty': Input should be greater than or equal to 0"),
+        ({"gated_epochs": 1, "gate_rate": 0.0}, "field 'gate_rate': Input should be greater than 0"),
+        ({"gated_epochs": 1, "fixed_rate": 0.0}, "field 'fixed_rate': Input should be greater than 0"),
+        ({"gated_epochs": 1, "structured": "false"}, "field 'structured': Input should be a valid boolean"),
     ],
 )
 def test_wrong_settings(config: dict[str, Any], message: str) -> None:
     """Settings out of range are refused by name."""
     with pytest.raises(ValueError, match=message):
-        diff_pruning.Config(**config)
+        methods.make("diff_pruning", config)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from peft_dp import Places, Spec
+from peft_dp import Places, Spec, methods
 from peft_dp.backbones import distilbert
 from peft_dp.methods import gradual
 from peft_dp.models.backbone import Backbone
@@ -27,7 +27,7 @@ def test_stages(spec: Any, places: Places, head: str) -> None:
     layers = [{id(p) for p in layer.parameters()} for layer in made.backbone.layers]
     heads = {id(p) for p in made.backbone.head}
     found = []
-    for _ in gradual.phases(made.backbone, made.config, 2):
+    for _ in made.method.phases(made.backbone, 2):
         found.append({id(p) for p in made.backbone.trained().values()})
 
     assert [heads | layers[1], heads | layers[0] | layers[1]] == found
@@ -42,9 +42,9 @@ def test_counts() -> None:
     heads = [model.get_submodule(path) for path in distilbert.FAMILY.head]
     backbone = Backbone(model, model.base_model, distilbert.FAMILY, heads)
     backbone.freeze()
-    config = gradual.Config()
-    gradual.install(backbone, config, torch.Generator())
-    counts = [backbone.count() for _ in gradual.phases(backbone, config, 4)]
+    method = gradual.Config()
+    method.install(backbone, torch.Generator())
+    counts = [backbone.count() for _ in method.phases(backbone, 4)]
 
     assert [7_680_002, 14_767_874] == counts
 
@@ -52,10 +52,10 @@ def test_counts() -> None:
 @pytest.mark.parametrize(
     ("stages", "message"),
     [
-        ([], "pairs"),
-        ([[1]], "pairs"),
-        ([[0, 1]], "layers must be"),
-        ([[1, 0]], "epochs must be"),
+        ([], "field 'stages': Tuple should have at least 1 item"),
+        ([[1]], "field 'stages.0.1': field required"),
+        ([[0, 1]], "field 'stages.0.0': Input should be greater than 0"),
+        ([[1, 0]], "field 'stages.0.1': Input should be greater than 0"),
         ([[2, 1], [1, 1]], "more layers each time, not \\[2, 1\\]"),
         ([[1, 1], [1, 1]], "more layers each time"),
     ],
@@ -63,7 +63,7 @@ def test_counts() -> None:
 def test_wrong_stages(stages: list[list[int]], message: str) -> None:
     """Stages that are no pairs, are empty or do not grow are refused."""
     with pytest.raises(ValueError, match=message):
-        gradual.Config(stages=stages)
+        methods.make("gradual", {"stages": stages})
 
 
 def test_too_many_layers(spec: Any, places: Places) -> None:

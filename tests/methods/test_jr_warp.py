@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from peft_dp.methods.jr_warp import Config, install
+from peft_dp import methods
+from peft_dp.methods.jr_warp import Config
 from peft_dp.models.backbone import Backbone
 from peft_dp.models.batch import Batch
 
@@ -38,7 +39,7 @@ def by_hand(plain: Backbone, tuned: Backbone, batch: Batch) -> Tensor:
 def test_count_of_paper(paper: Callable[[str], Backbone], rng: torch.Generator) -> None:
     """JR-WARP_1 trains z and the head: 0.007 % of RoBERTa-base in Table 3."""
     backbone = paper("roberta")
-    install(backbone, Config(size=5_000), rng)
+    Config(size=5_000).install(backbone, rng)
 
     assert 5_000 + 2_307 == backbone.count()
 
@@ -46,7 +47,7 @@ def test_count_of_paper(paper: Callable[[str], Backbone], rng: torch.Generator) 
 def test_states(families: Backbone, batch: Make, rng: torch.Generator) -> None:
     """The last states are those of the layers run by hand, without the prompt's."""
     plain = copy.deepcopy(families)
-    install(families, Config(size=8), rng)
+    Config(size=8).install(families, rng)
     found = families.encoder(**families.inputs(batch())).last_hidden_state
 
     torch.testing.assert_close(found, by_hand(plain, families, batch())[:, 1:])
@@ -55,7 +56,7 @@ def test_states(families: Backbone, batch: Make, rng: torch.Generator) -> None:
 def test_as_released(families: Backbone, batch: Make, rng: torch.Generator) -> None:
     """As released, index 0 reads the prompt and index i the token before the one it should."""
     plain = copy.deepcopy(families)
-    install(families, Config(size=8, readout="as_released"), rng)
+    Config(size=8, readout="as_released").install(families, rng)
     found = families.encoder(**families.inputs(batch())).last_hidden_state
 
     torch.testing.assert_close(found, by_hand(plain, families, batch())[:, :-1])
@@ -64,7 +65,7 @@ def test_as_released(families: Backbone, batch: Make, rng: torch.Generator) -> N
 @pytest.mark.parametrize("readout", ["correct", "as_released"])
 def test_padding(families: Backbone, batch: Make, rng: torch.Generator, readout: Any) -> None:
     """Padding does not change the logits."""
-    install(families, Config(size=8, readout=readout), rng)
+    Config(size=8, readout=readout).install(families, rng)
 
     torch.testing.assert_close(families.logits(batch()), families.logits(batch(padding=3)), rtol=1e-4, atol=1e-6)
 
@@ -74,14 +75,14 @@ def test_gradients(
     families: Backbone, gradient_gap: Callable[[Backbone], float], rng: torch.Generator, readout: Any
 ) -> None:
     """Per-example gradients of the shared z equal those of examples passed alone."""
-    install(families, Config(size=8, readout=readout), rng)
+    Config(size=8, readout=readout).install(families, rng)
 
     assert gradient_gap(families) < 1e-12
 
 
 def test_one_vector(families: Backbone, rng: torch.Generator) -> None:
     """All layers share one z, each with a projection of its own."""
-    install(families, Config(size=8), rng)
+    Config(size=8).install(families, rng)
     first: Any = families.embeddings
     later: Any = families.sites("output_norm")[0]
 
@@ -93,7 +94,7 @@ def test_one_vector(families: Backbone, rng: torch.Generator) -> None:
 @pytest.mark.parametrize("readout", ["correct", "as_released"])
 def test_no_merge(families: Backbone, rng: torch.Generator, readout: Any) -> None:
     """A prompt cannot be folded into a weight."""
-    install(families, Config(size=8, readout=readout), rng)
+    Config(size=8, readout=readout).install(families, rng)
     with pytest.raises(ValueError, match="'jr_warp' is not a shift of weights"):
         families.merge()
 
@@ -102,4 +103,4 @@ def test_no_merge(families: Backbone, rng: torch.Generator, readout: Any) -> Non
 def test_config(wrong: Any) -> None:
     """A wrong setting is refused."""
     with pytest.raises(ValueError):
-        Config(**wrong)
+        methods.make("jr_warp", wrong)

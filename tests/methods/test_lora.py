@@ -10,9 +10,11 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from peft_dp import Places, Spec, registry
-from peft_dp.methods.lora import SITES, Branch, Config, install
-from peft_dp.models.attach import attach, view
+from peft_dp import Places, Spec, methods, registry
+from peft_dp.methods._attach import attach
+from peft_dp.methods._common import LINEAR, LowRank
+from peft_dp.methods.lora import Config
+from peft_dp.models.view import view
 from peft_dp.training.job import Job, build, find_sources
 
 Make = Callable[..., Spec]
@@ -44,8 +46,8 @@ def moved(spec: Spec, places: Places) -> Job:
         ("roberta_large", {"rank": 8, "alpha": 8}, 786_432),
         ("bert", {"rank": 1, "alpha": 8}, 36_864),
         ("bert_large", {"rank": 64, "alpha": 128, "sites": ("query", "key", "value")}, 9_440_259 - 3_075),
-        ("bert_large", {"rank": 64, "alpha": 128, "sites": SITES[:4]}, 12_585_987 - 3_075),
-        ("distilbert", {"rank": 2, "alpha": 4, "sites": SITES}, 2 * 6 * (4 * 1_536 + 2 * 3_840)),
+        ("bert_large", {"rank": 64, "alpha": 128, "sites": LINEAR[:4]}, 12_585_987 - 3_075),
+        ("distilbert", {"rank": 2, "alpha": 4, "sites": LINEAR}, 2 * 6 * (4 * 1_536 + 2 * 3_840)),
     ],
     ids=str,
 )
@@ -53,13 +55,13 @@ def test_counts(backbone: str, config: dict[str, Any], count: int) -> None:
     """A site has r (in + out) values: SLaSh's and SPAFIT's counts but for the head."""
     made = view(meta(backbone, outputs=3))
     made.freeze()
-    install(made, Config(**config), torch.Generator())
+    Config(**config).install(made, torch.Generator())
 
     assert count == made.count() - sum(p.numel() for p in made.head)
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
-@pytest.mark.parametrize("sites", [("query", "value"), SITES], ids=len)
+@pytest.mark.parametrize("sites", [("query", "value"), LINEAR], ids=len)
 def test_equals_peft(spec: Make, places: Places, sites: tuple[str, ...]) -> None:
     """With the same values, the logits are those of Hugging Face's LoRA on the same model."""
     peft = pytest.importorskip("peft")
@@ -73,13 +75,13 @@ def test_equals_peft(spec: Make, places: Places, sites: tuple[str, ...]) -> None
     before = theirs(**inputs).logits
     with torch.no_grad():
         for name, module in job.backbone.model.named_modules():
-            if isinstance(module, Branch):
+            if isinstance(module, LowRank):
                 wrapped = theirs.get_submodule(f"base_model.model.{name.removesuffix('.lora')}")
                 wrapped.lora_A["default"].weight.copy_(module.a.weight)
                 wrapped.lora_B["default"].weight.copy_(module.b.weight)
     expected, ours = theirs(**inputs).logits, job.backbone.logits(batch)
 
-    assert len(targets) == sum(isinstance(module, Branch) for module in job.backbone.model.modules())
+    assert len(targets) == sum(isinstance(module, LowRank) for module in job.backbone.model.modules())
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
     assert (before - expected).abs().max() > 1e-4
 
@@ -102,7 +104,7 @@ def test_start(spec: Make, places: Places) -> None:
 
 def test_merge(spec: Make, places: Places) -> None:
     """Folded into the weights, the model is of its old shape and gives the same logits."""
-    job = moved(spec(method="lora", config={"rank": 2, "alpha": 8, "sites": list(SITES)}), places)
+    job = moved(spec(method="lora", config={"rank": 2, "alpha": 8, "sites": list(LINEAR)}), places)
     batch = job.train.batch(list(range(4)), "cpu")
     expected = job.backbone.logits(batch)
     job.backbone.merge()
@@ -129,14 +131,15 @@ def test_draws_from_its_stream_only() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"rank": 0}, "rank must be a finite number above 0"),
-        ({"alpha": -1}, "alpha must be a finite number above 0"),
-        ({"sites": ["output_norm"]}, "unknown linear site 'output_norm'; known: attention_output, "),
-        ({"sites": []}, "sites must name at least one of query, "),
+        ({"rank": 0}, "field 'rank': Input should be greater than 0"),
+        ({"rank": 2.5}, r"field 'rank': Input should be a valid integer \(it holds 2.5\)"),
+        ({"alpha": -1}, "field 'alpha': Input should be greater than 0"),
+        ({"sites": ["output_norm"]}, r"field 'sites.0': Input should be 'query', .* \(it holds 'output_norm'\)"),
+        ({"sites": []}, "field 'sites': Tuple should have at least 1 item"),
     ],
     ids=str,
 )
 def test_bad_settings(config: dict[str, Any], message: str) -> None:
     """A setting that cannot be is refused by name."""
     with pytest.raises(ValueError, match=message):
-        Config(**({"rank": 1, "alpha": 8} | config))
+        methods.make("lora", {"rank": 1, "alpha": 8} | config)

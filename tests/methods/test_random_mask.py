@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from peft_dp import Places, Spec, registry
-from peft_dp.methods.random_mask import Config, install
-from peft_dp.models.attach import view
+from peft_dp import Places, Spec, methods, registry
+from peft_dp.methods.random_mask import Config
 from peft_dp.models.backbone import Backbone
+from peft_dp.models.view import view
 from peft_dp.spec import Privacy
 from peft_dp.training.job import build, find_sources
 from peft_dp.training.loop import fit
@@ -31,7 +31,7 @@ def masked(backbone: str = "bert", seed: int = 0, **config: Any) -> Backbone:
         shape = AutoConfig.for_model(**registry.load("backbones", backbone).CONFIG)
         made = view(AutoModelForSequenceClassification.from_config(shape))
     made.freeze()
-    install(made, Config(**config), torch.Generator().manual_seed(seed))
+    Config(**config).install(made, torch.Generator().manual_seed(seed))
     return made
 
 
@@ -137,18 +137,18 @@ def test_nothing_else_trains(spec: Make, places: Places, config: dict[str, Any],
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"kind": "columns"}, "unknown kind of mask 'columns'; known: bias, row_column, uniform"),
+        ({"kind": "columns"}, "field 'kind': Input should be 'uniform', 'row_column' or 'bias'"),
         ({"kind": "uniform", "budget": 10, "share": 0.1}, "kind 'uniform' takes budget or share"),
         ({"kind": "row_column", "share": 0.1}, "kind 'row_column' takes neither"),
-        ({"kind": "bias", "budget": 0}, "budget must be a finite number above 0"),
-        ({"kind": "bias", "share": 1.5}, "share must lie between 0 and 1"),
+        ({"kind": "bias", "budget": 0}, "field 'budget': Input should be greater than 0"),
+        ({"kind": "bias", "share": 1.5}, "field 'share': Input should be less than 1"),
     ],
     ids=str,
 )
 def test_bad_settings(config: dict[str, Any], message: str) -> None:
     """A setting that cannot be is refused by name."""
     with pytest.raises(ValueError, match=message):
-        Config(**config)
+        methods.make("random_mask", config)
 
 
 def test_too_large() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from peft_dp import Places, Spec, rng
+from peft_dp import Places, Spec, methods, rng
 from peft_dp.methods import rgp
 from peft_dp.models.backbone import Backbone
 from peft_dp.spec import Optimiser, Privacy
@@ -80,7 +80,7 @@ def test_carriers(job: Make, source: str, moved: bool) -> None:
     batch = made.train.batch(range(4), "cpu")
     expected, before = made.backbone.logits(batch), made.backbone.trained()
     held = {name: p.detach().clone() for name, p in before.items()}
-    rgp.begin_step(made.backbone, torch.Generator().manual_seed(3))
+    made.method.begin_step(made.backbone, torch.Generator().manual_seed(3))
 
     assert torch.equal(expected, made.backbone.logits(batch))
     assert all(torch.equal(p, held[name]) != ("rgp" in name) for name, p in before.items())
@@ -99,7 +99,7 @@ def test_power_iteration(job: Make, source: str, iterations: int) -> None:
     if iterations == 1:
         a, b = torch.randn(2, 16, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
         weight.copy_(branch.start + a @ b.mT)
-    rgp.begin_step(made.backbone, torch.Generator().manual_seed(3))
+    made.method.begin_step(made.backbone, torch.Generator().manual_seed(3))
     u, _, vh = torch.linalg.svd(weight - branch.start)
 
     torch.testing.assert_close(branch.left @ branch.left.mT, u[:, :2] @ u[:, :2].mT, rtol=0, atol=1e-6)
@@ -139,8 +139,8 @@ def test_weights_move_by_it_alone(job: Make, monkeypatch: pytest.MonkeyPatch) ->
     made = job({"train": 8, "batch": 8, "epochs": 1, "optimiser": sgd})
     before = {name: p.detach().clone() for name, p in made.backbone.model.named_parameters()}
     released: list[dict[str, Tensor]] = []
-    release = rgp.release
-    monkeypatch.setattr(rgp, "release", lambda *given: released.append(release(*given)) or released[-1])
+    release = rgp.Config.release
+    monkeypatch.setattr(rgp.Config, "release", lambda *given: released.append(release(*given)) or released[-1])
     fit(made)
     (gradient,) = released
 
@@ -215,13 +215,13 @@ def test_save(job: Make, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"rank": 0}, "rank must be a finite number above 0"),
-        ({"iterations": 0}, "iterations must be a finite number above 0"),
-        ({"source": "start"}, "unknown source of carriers 'start'; known: update, weight"),
+        ({"rank": 0}, "field 'rank': Input should be greater than 0"),
+        ({"iterations": 0}, "field 'iterations': Input should be greater than 0"),
+        ({"source": "start"}, "field 'source': Input should be 'update' or 'weight'"),
     ],
     ids=str,
 )
 def test_bad_settings(config: dict[str, Any], message: str) -> None:
     """A setting that cannot be is refused by name."""
     with pytest.raises(ValueError, match=message):
-        rgp.Config(**({"rank": 1} | config))
+        methods.make("rgp", {"rank": 1} | config)

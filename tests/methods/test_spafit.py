@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from peft_dp import registry
-from peft_dp.methods.spafit import Config, install
-from peft_dp.models.attach import view
+from peft_dp import methods, registry
+from peft_dp.methods.spafit import Config
 from peft_dp.models.backbone import Backbone
+from peft_dp.models.view import view
 
 
 def fitted(outputs: int = 3, **config: Any) -> Backbone:
@@ -20,7 +20,7 @@ def fitted(outputs: int = 3, **config: Any) -> Backbone:
         shape = AutoConfig.for_model(**registry.load("backbones", "bert_large").CONFIG, num_labels=outputs)
         made = view(AutoModelForSequenceClassification.from_config(shape))
     made.freeze()
-    install(made, Config(**config), torch.Generator())
+    Config(**config).install(made, torch.Generator())
     return made
 
 
@@ -85,17 +85,18 @@ def test_first_layer() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"frozen": 10}, "frozen must lie between -1 and bias, not at 10 with bias 9"),
-        ({"frozen": -2}, "frozen must lie between -1 and bias, not at -2 with bias 9"),
-        ({"variant": "III"}, "unknown variant 'III'; known: I, II"),
-        ({"rank": 0}, "rank must be a finite number above 0"),
+        ({"frozen": 10}, "frozen must be at most bias, not 10 with bias 9"),
+        ({"frozen": -2}, "field 'frozen': Input should be greater than or equal to -1"),
+        ({"frozen": 0.5}, r"field 'frozen': Input should be a valid integer \(it holds 0.5\)"),
+        ({"variant": "III"}, "field 'variant': Input should be 'I' or 'II'"),
+        ({"rank": 0}, "field 'rank': Input should be greater than 0"),
     ],
     ids=str,
 )
 def test_bad_settings(config: dict[str, Any], message: str) -> None:
     """A setting that cannot be is refused by name."""
     with pytest.raises(ValueError, match=message):
-        Config(**({"frozen": 4, "bias": 9, "variant": "I"} | config))
+        methods.make("spafit", {"frozen": 4, "bias": 9, "variant": "I"} | config)
 
 
 def test_too_few_layers() -> None:

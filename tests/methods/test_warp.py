@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from peft_dp.methods.warp import Config, install
+from peft_dp import methods
+from peft_dp.methods.warp import Config
 from peft_dp.models.backbone import Backbone
 from peft_dp.models.batch import Batch
 
@@ -20,7 +21,7 @@ Make = Callable[..., Batch]
 def test_count_of_paper(paper: Callable[[str], Backbone], rng: torch.Generator, length: int, size: int) -> None:
     """WARP_n on RoBERTa-large trains n vectors and the head of three outputs; 20 give 23.6K, not the printed 25K."""
     backbone = paper("roberta_large")
-    install(backbone, Config(length=length), rng)
+    Config(length=length).install(backbone, rng)
 
     assert size == backbone.count()
 
@@ -28,7 +29,7 @@ def test_count_of_paper(paper: Callable[[str], Backbone], rng: torch.Generator, 
 def test_states(families: Backbone, batch: Make, rng: torch.Generator) -> None:
     """The last states are those of the layers run by hand on vectors and embedded tokens, without the vectors'."""
     plain = copy.deepcopy(families)
-    install(families, Config(length=3), rng)
+    Config(length=3).install(families, rng)
     embeddings: Any = families.embeddings
     inputs = plain.inputs(batch())
     seen: list[torch.Tensor] = []
@@ -46,7 +47,7 @@ def test_states(families: Backbone, batch: Make, rng: torch.Generator) -> None:
 def test_prompt_matters(families: Backbone, batch: Make, rng: torch.Generator) -> None:
     """The vectors change the logits from the start."""
     before = families.logits(batch())
-    install(families, Config(length=3), rng)
+    Config(length=3).install(families, rng)
 
     assert (families.logits(batch()) - before).abs().max() > 1e-4
 
@@ -55,14 +56,14 @@ def test_prompt_matters(families: Backbone, batch: Make, rng: torch.Generator) -
 def test_padding(families: Backbone, batch: Make, rng: torch.Generator, readout: str) -> None:
     """Padding does not change the logits, whatever they are read from."""
     families.model.readout = readout  # type: ignore[assignment]
-    install(families, Config(length=3), rng)
+    Config(length=3).install(families, rng)
 
     torch.testing.assert_close(families.logits(batch()), families.logits(batch(padding=3)), rtol=1e-4, atol=1e-6)
 
 
 def test_without_mask(families: Backbone, batch: Make, rng: torch.Generator) -> None:
     """An encoder called without a mask attends to all, the vectors included."""
-    install(families, Config(length=3), rng)
+    Config(length=3).install(families, rng)
     inputs = families.inputs(batch())
     without = families.encoder(**{name: value for name, value in inputs.items() if name != "attention_mask"})
     ones = families.encoder(**(inputs | {"attention_mask": torch.ones(2, 6, dtype=torch.int64)}))
@@ -72,14 +73,14 @@ def test_without_mask(families: Backbone, batch: Make, rng: torch.Generator) -> 
 
 def test_gradients(families: Backbone, gradient_gap: Callable[[Backbone], float], rng: torch.Generator) -> None:
     """Per-example gradients equal those of examples passed alone."""
-    install(families, Config(length=3, init="uniform"), rng)
+    Config(length=3, init="uniform").install(families, rng)
 
     assert gradient_gap(families) < 1e-12
 
 
 def test_no_merge(families: Backbone, rng: torch.Generator) -> None:
     """A prompt cannot be folded into a weight."""
-    install(families, Config(length=3), rng)
+    Config(length=3).install(families, rng)
     with pytest.raises(ValueError, match="'warp' is not a shift of weights"):
         families.merge()
 
@@ -88,4 +89,4 @@ def test_no_merge(families: Backbone, rng: torch.Generator) -> None:
 def test_config(wrong: Any) -> None:
     """A wrong setting is refused."""
     with pytest.raises(ValueError):
-        Config(**wrong)
+        methods.make("warp", wrong)

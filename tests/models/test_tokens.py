@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from peft_dp import Places, Spec, registry, run, tasks
+from peft_dp import Places, Spec, methods, registry, run, tasks
 from peft_dp.backbones import bert
 from peft_dp.measuring import scores
-from peft_dp.models import attach as attaching
+from peft_dp.methods import _attach as attaching
 from peft_dp.models.batch import IGNORED, Encoded
 from peft_dp.models.tokens import encode
 from peft_dp.spec import Privacy
@@ -157,7 +156,7 @@ def loop(job: Job, indices: list[int]) -> Tensor:
 @pytest.mark.parametrize("method", registry.names("methods"))
 def test_equals_loop(job: Callable[..., Job], method: str, head: str) -> None:
     """Per-example gradients and clipped sums equal those of sentences passed one at a time, padding included."""
-    config = json.loads(json.dumps(asdict(registry.load("methods", method).EXAMPLE)))
+    config = methods.load(method).EXAMPLE.model_dump(mode="json")
     made = job(method=method, config=config, head=head, dropout=False)
     made.backbone.model.double().train()
     generator = torch.Generator().manual_seed(1)

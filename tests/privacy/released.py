@@ -10,19 +10,19 @@ Names of the engine are looked up in its modules at each call, so that a test ma
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from itertools import cycle
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from scipy import special, stats
 from torch import Tensor
 
-from peft_dp import Places, Spec, registry, rng
+from peft_dp import Places, Spec, methods, rng
+from peft_dp.methods import Method
+from peft_dp.models.backbone import Backbone
 from peft_dp.models.batch import Encoded
 from peft_dp.privacy.plan import Plan
 from peft_dp.spec import Optimiser
@@ -76,7 +76,7 @@ def made(
 
     All values are moved: the random backbone's gradients are of nearly one norm, and a wrong clip would not show.
     """
-    config = json.loads(json.dumps(asdict(registry.load("methods", method).EXAMPLE)))
+    config = methods.load(method).EXAMPLE.model_dump(mode="json")
     sgd = Optimiser(name="sgd", rate=0.5, schedule="constant")
     asked = spec(method=method, config=config, dropout=False, optimiser=sgd, batch=EXPECTED, max_length=length)
     job = jobs.build(asked, jobs.find_sources(asked, places))
@@ -96,8 +96,7 @@ def _move(values: Iterable[Tensor], size: float) -> None:
 
 def phases(job: jobs.Job) -> Iterator[jobs.Job]:
     """The job in each phase of its method; its clip cuts some of the examples and others not."""
-    lengths = job.method.phases if hasattr(job.method, "phases") else lambda backbone, config, epochs: iter([epochs])
-    for _ in lengths(job.backbone, job.config, job.spec.epochs):
+    for _ in job.method.phases(job.backbone, job.spec.epochs):
         norms = torch.stack([norm for norm in reference(job, BATCHES[0])[1] if norm.isfinite()])
         assert norms.max() > 1.1 * norms.min()
         yield replace(job, plan=replace(job.plan, clip=norms.mean().item()))
@@ -139,23 +138,30 @@ class Step:
     intact: bool
 
 
+def kept_release(method: Method, given: dict[str, dict[str, Tensor]]) -> Method:
+    """Return a method whose `release` also keeps what it was given first."""
+
+    class Keeps(type(method)):  # type: ignore[misc]
+        def release(self, backbone: Backbone, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+            return super().release(backbone, given.setdefault("mean", gradients))  # type: ignore[no-any-return]
+
+    return Keeps(**method.model_dump())
+
+
 def step(job: jobs.Job, phase: Any, indices: Sequence[int], noise: torch.Generator) -> Step:
     """One step through the training loop, and the reference's."""
     backbone, given = job.backbone, {}
-    method = SimpleNamespace(**vars(job.method))
-    if release := getattr(method, "release", None):
-        method.release = lambda backbone, mean: release(backbone, given.setdefault("mean", mean))
+    method = kept_release(job.method, given)
     before = {name: value.detach().clone() for name, value in backbone.model.named_parameters()}
     mean = gradient.noised_mean(replace(job, method=method), list(indices), noise, Tally(job.device))
 
     sums = reference(job, indices)[0]
     expected = {name: value / EXPECTED for name, value in sums.items()}
-    if hasattr(method, "penalty"):
-        trained, term = backbone.trained(), method.penalty(backbone, job.config)
-        if term.requires_grad:
-            found = torch.autograd.grad(term, list(trained.values()), allow_unused=True, materialize_grads=True)
-            expected = {name: expected[name] + g for name, g in zip(trained, found, strict=True)}
-    own = method.rates(backbone, job.config) if hasattr(method, "rates") else {}
+    if (term := method.penalty(backbone)) is not None and term.requires_grad:
+        trained = backbone.trained()
+        found = torch.autograd.grad(term, list(trained.values()), allow_unused=True, materialize_grads=True)
+        expected = {name: expected[name] + g for name, g in zip(trained, found, strict=True)}
+    own = method.rates(backbone)
     rates = {name: own.get(name, job.spec.optimiser.rate) for name in backbone.updated()}
     started = {name: value.detach().clone() for name, value in backbone.updated().items()}
 
@@ -163,7 +169,8 @@ def step(job: jobs.Job, phase: Any, indices: Sequence[int], noise: torch.Generat
 
     after = dict(backbone.model.named_parameters())
     change = {name: value - after[name].detach() for name, value in started.items()}
-    seen = given["mean"] if release else {name: value / rates[name] for name, value in change.items()}
+    released = type(job.method).release is not Method.release
+    seen = given["mean"] if released else {name: value / rates[name] for name, value in change.items()}
     excess = {name: (seen[name] - value) * EXPECTED for name, value in expected.items()}
     intact = all(
         torch.equal(after[name][~backbone.masks[name]], value[~backbone.masks[name]])
@@ -171,7 +178,7 @@ def step(job: jobs.Job, phase: Any, indices: Sequence[int], noise: torch.Generat
         else name in change.keys() | sums.keys() or torch.equal(after[name], value)
         for name, value in before.items()
     )
-    moved = release(backbone, expected) if release else expected
+    moved = job.method.release(backbone, expected)
     return Step(change, {name: moved[name] * rate for name, rate in rates.items()}, excess, intact)
 
 

@@ -5,12 +5,11 @@ The numbers are those of the table in docs/privacy.md. A test says in its first 
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import peft_dp
-from peft_dp import Places, Spec, registry, rng
+from peft_dp import Places, Spec, methods, registry, rng
 from peft_dp.privacy import sampling
 from peft_dp.privacy.engine import PrivacyEngine
 from peft_dp.privacy.gradients import per_example_pass
@@ -40,7 +39,7 @@ from ..gradients import clipped_sum, per_example_gradients
 
 Losses = Callable[[list[int]], Tensor]
 METHODS = registry.names("methods")
-PHASED = [name for name in METHODS if hasattr(registry.load("methods", name), "phases")]
+PHASED = [name for name in METHODS if methods.load(name).Config.phases is not methods.Method.phases]
 CHANCE = 1e-6
 """A test of chance fails where right code would give what was seen less often than this."""
 
@@ -138,8 +137,8 @@ def job(spec: Callable[..., Spec], places: Places) -> Callable[..., Job]:
     """Builds a job on the tiny BERT, with a method's example; other arguments replace the spec's fields."""
 
     def make(method: str = "bitfit", **fields: Any) -> Job:
-        config = fields.pop("config", asdict(registry.load("methods", method).EXAMPLE))
-        made = spec(method=method, config=json.loads(json.dumps(config)), **({"dropout": False} | fields))
+        config = fields.pop("config", methods.load(method).EXAMPLE.model_dump(mode="json"))
+        made = spec(method=method, config=config, **({"dropout": False} | fields))
         return build(made, find_sources(made, places))
 
     return make
@@ -159,7 +158,7 @@ def released(job: Job, indices: list[int]) -> dict[str, Tensor]:
 
 def last_phase(job: Job) -> Job:
     """The job with the last of its phases begun."""
-    for _ in job.method.phases(job.backbone, job.config, job.spec.epochs):
+    for _ in job.method.phases(job.backbone, job.spec.epochs):
         pass
     return job
 
@@ -803,7 +802,7 @@ def test_penalty_comes_after_the_noise(job: Callable[..., Job]) -> None:
     one, other = (clipped_sum(j, j.train.batch(range(8), "cpu"), 1.0) for j in (bare, made))
     without, found = (released(j, list(range(8))) for j in (bare, made))
     trained = made.backbone.trained()
-    penalty = made.method.penalty(made.backbone, made.config)
+    penalty = made.method.penalty(made.backbone)
     expected = torch.autograd.grad(penalty, list(trained.values()), allow_unused=True, materialize_grads=True)
 
     assert torch.equal(one.norms, other.norms)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
@@ -14,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from peft_dp import Places, Spec, registry
-from peft_dp.models.attach import view
+from peft_dp import Places, Spec, methods, registry
+from peft_dp.methods import Method
 from peft_dp.models.backbone import Backbone
 from peft_dp.models.batch import IGNORED, Encoded
+from peft_dp.models.view import view
 from peft_dp.privacy.gradients import GAMMA, PerExample, finite_passes, per_example_pass, zeros
 from peft_dp.privacy.per_example import Each, Product
 from peft_dp.suite import papers
@@ -149,20 +149,19 @@ def cases(
     width: int = 16,
 ) -> Iterator[Case]:
     """A method in each of its phases, in float32; what trains or is updated is moved off its start."""
-    module = registry.load("methods", method)
+    example: Method = methods.load(method).EXAMPLE
     backbone = view(copy.deepcopy(pretrained(family, kind, attention, width)))
     backbone.readout = "tokens" if kind == "tokens" else "cls"
     backbone.freeze()
     draw = torch.Generator().manual_seed(1)
-    module.install(backbone, module.EXAMPLE, draw)
-    phases = getattr(module, "phases", lambda backbone, config, epochs: iter([epochs]))
-    for _ in phases(backbone, module.EXAMPLE, 2):
+    example.install(backbone, draw)
+    for _ in example.phases(backbone, 2):
         backbone.model.float()
         with torch.no_grad():
             for name, parameter in (backbone.updated() | backbone.trained()).items():
                 scale = 0.5 * parameter.abs() + 0.05
                 parameter += scale * torch.randn(parameter.shape, generator=draw) * backbone.masks.get(name, 1)
-        getattr(module, "begin_step", lambda backbone, rng: None)(backbone, draw)
+        example.begin_step(backbone, draw)
         for packed in (False, True)[: 1 + backbone.packs]:
             backbone.model.float()
             yield Case(backbone, examples(kind, lengths), LOSSES[kind][1], packed)
@@ -413,7 +412,7 @@ def test_lost_states(method: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_job(spec: Callable[..., Spec], places: Places, method: str) -> None:
     """A job's gradients and clipped sum are those of its examples passed alone, a linear head reading the mean."""
-    config = json.loads(json.dumps(asdict(registry.load("methods", method).EXAMPLE)))
+    config = methods.load(method).EXAMPLE.model_dump(mode="json")
     made = spec(method=method, config=config, task="inference", readout="mean", dropout=False)
     job = build(made, find_sources(made, places))
     job.backbone.model.double().train()

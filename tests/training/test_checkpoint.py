@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -12,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
@@ -23,7 +22,7 @@ import pytest
 import torch
 from tabulate import tabulate
 
-from peft_dp import Places, Record, Spec, registry, run
+from peft_dp import Places, Record, Spec, methods, registry, run
 from peft_dp.records import Records, read
 from peft_dp.runs import runs
 from peft_dp.spec import Optimiser, Privacy
@@ -69,7 +68,7 @@ def job(spec: Make, places: Places) -> Jobs:
     """Builds a job of a method with its example, of six steps; arguments replace the spec's fields."""
 
     def make(method: str = "bitfit", **fields: Any) -> Job:
-        config = json.loads(json.dumps(asdict(registry.load("methods", method).EXAMPLE)))
+        config = methods.load(method).EXAMPLE.model_dump(mode="json")
         made = spec(**({"method": method, "config": config} | fields))
         found = build(made, find_sources(made, places))
         assert found.plan.steps == STEPS

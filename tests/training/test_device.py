@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from peft_dp import Places, Spec, registry, rng
+from peft_dp import Places, Spec, methods, registry, rng
 from peft_dp.measuring.scores import predictions
 from peft_dp.spec import Privacy
 from peft_dp.training.gradient import noised_mean
@@ -38,7 +37,7 @@ def job(spec: Callable[..., Spec], places: Places) -> Callable[..., Job]:
     """Builds a job of a method with its example; arguments replace the spec's fields."""
 
     def make(place: str, method: str, **fields: Any) -> Job:
-        config = json.loads(json.dumps(asdict(registry.load("methods", method).EXAMPLE)))
+        config = methods.load(method).EXAMPLE.model_dump(mode="json")
         made = spec(**({"method": method, "config": config, "dropout": False, "train": 16, "dev": 8} | fields))
         return build(made, find_sources(made, replace(places, device=place)))
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 import pytest
 import torch
 
-from peft_dp import registry
+from peft_dp import methods, registry
 from peft_dp.spec import Optimiser, Privacy
 from peft_dp.training import fleet
 from peft_dp.training.job import Job
@@ -35,7 +33,7 @@ FIELDS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("method", TOGETHER)
 def test_as_alone(job: Callable[..., Job], method: str, fields: dict[str, Any]) -> None:
     """Each seed trains to its own values, to 1e-9, and leaves the same trail."""
-    config = json.loads(json.dumps(asdict(registry.load("methods", method).EXAMPLE)))
+    config = methods.load(method).EXAMPLE.model_dump(mode="json")
     made, alone = ([job(method=method, config=config, seed=s, **fields) for s in (3, 4, 5)] for _ in range(2))
     found = fit_together(made)
     expected = [fit(one) for one in alone]
@@ -55,7 +53,7 @@ def test_which(job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(fleet, "SHARE", 0.9)  # of the tiny model more trains
     found = set()
     for method in METHODS:
-        config = json.loads(json.dumps(asdict(registry.load("methods", method).EXAMPLE)))
+        config = methods.load(method).EXAMPLE.model_dump(mode="json")
         if fleet.possible(job(method=method, config=config)):
             found.add(method)
 

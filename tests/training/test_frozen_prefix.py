@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from peft_dp import Spec, registry
+from peft_dp import Spec, methods, registry
 from peft_dp.spec import Privacy
 from peft_dp.training import frozen_prefix
 from peft_dp.training.job import Job
@@ -46,7 +44,7 @@ def passes(job: Job, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.mark.parametrize("method", METHODS)
 def test_same_training(job: Callable[..., Job], method: str, privacy: Privacy | None) -> None:
     """Every method trains to the same values, to 1e-10, whether frozen layers are left out or not."""
-    config = json.loads(json.dumps(asdict(registry.load("methods", method).EXAMPLE)))
+    config = methods.load(method).EXAMPLE.model_dump(mode="json")
     first, second = (trained(job(method=method, config=config, privacy=privacy, reuse=on)) for on in (False, True))
 
     assert first.keys() == second.keys()
@@ -100,7 +98,7 @@ def test_settled(job: Callable[..., Job], stages: list[list[int]], layers: int) 
     """Gradual unfreezing's last stage tells which layers are never trained."""
     made = job(method="gradual", config={"stages": stages}, epochs=sum(epochs for _, epochs in stages))
 
-    assert layers == made.method.settled(made.backbone, made.config)
+    assert layers == made.method.settled(made.backbone)
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from peft_dp import Places, Spec, registry, rng
+from peft_dp import Places, Spec, methods, registry, rng
 from peft_dp.models.batch import Batch
 from peft_dp.spec import Optimiser, Privacy
 from peft_dp.training import phase
@@ -23,7 +22,7 @@ from peft_dp.training.tally import Tally
 from ..gradients import clipped_sum
 
 Make = Callable[..., Spec]
-PHASED = [name for name in registry.names("methods") if hasattr(registry.load("methods", name), "phases")]
+PHASED = [name for name in registry.names("methods") if methods.load(name).Config.phases is not methods.Method.phases]
 SGD = Optimiser(name="sgd", rate=0.01)
 
 
@@ -32,8 +31,8 @@ def job(spec: Make, places: Places) -> Callable[..., Job]:
     """Builds a job of a method with its example; arguments replace the spec's fields."""
 
     def make(method: str, **fields: Any) -> Job:
-        config = fields.pop("config", asdict(registry.load("methods", method).EXAMPLE))
-        made = spec(method=method, config=json.loads(json.dumps(config)), dropout=False, **fields)
+        config = fields.pop("config", methods.load(method).EXAMPLE.model_dump(mode="json"))
+        made = spec(method=method, config=config, dropout=False, **fields)
         return build(made, find_sources(made, places))
 
     return make
@@ -53,7 +52,7 @@ def weights(job: Job) -> dict[str, Tensor]:
 
 def second_phase(job: Job) -> Job:
     """The job with the last of two phases begun."""
-    lengths = job.method.phases(job.backbone, job.config, job.spec.epochs)
+    lengths = job.method.phases(job.backbone, job.spec.epochs)
     next(lengths)
     next(lengths)
     return job
@@ -63,7 +62,7 @@ def snapshots(job: Job, monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str,
     """Trains, and gives each phase's weights at its begin, the names that trained, and the weights at its end."""
     begins: list[Any] = []
     ends: list[Any] = []
-    phases = job.method.phases
+    phases = type(job.method).phases
 
     def watched(*arguments: Any) -> Iterator[int]:
         lengths = phases(*arguments)
@@ -72,7 +71,7 @@ def snapshots(job: Job, monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str,
             yield length
             ends.append(weights(job))
 
-    monkeypatch.setattr(job.method, "phases", watched)
+    monkeypatch.setattr(type(job.method), "phases", watched)
     fit(job)
     ends.append(weights(job))
     return [(*begin, end) for begin, end in zip(begins, ends, strict=True)]
@@ -116,7 +115,7 @@ def test_one_schedule(job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, 
             super().step(closure)
 
     monkeypatch.setitem(phase.OPTIMISERS, "sgd", lambda parameters, o: Watched(parameters, lr=o.rate))
-    monkeypatch.delattr(registry.load("methods", method), "rates", raising=False)
+    monkeypatch.setattr(methods.load(method).Config, "rates", methods.Method.rates)
     fit(job(method, train=16, batch=4, epochs=2, optimiser=Optimiser(name="sgd", rate=0.5)))
 
     assert 2 == len(optimisers)

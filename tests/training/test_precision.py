@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from peft_dp import Places, Spec, cells, registry, run
+from peft_dp import Places, Spec, cells, methods, registry, run
 from peft_dp.suite.verdicts.cells import judge_cell
 from peft_dp.training.job import Job, build, find_sources
 from peft_dp.training.loop import fit
@@ -36,7 +35,7 @@ def job(spec: Make, places: Places) -> Callable[..., Job]:
 @pytest.mark.parametrize("method", METHODS)
 def test_clip_is_kept(job: Callable[..., Job], method: str) -> None:
     """What one example adds to a sum is in float32 and no longer than the clip, and as long where it was clipped."""
-    made = job(method=method, config=json.loads(json.dumps(asdict(registry.load("methods", method).EXAMPLE))))
+    made = job(method=method, config=methods.load(method).EXAMPLE.model_dump(mode="json"))
     for index in range(6):
         found = clipped_sum(made, made.train.batch([index], "cpu"), 1e-3)
         length = torch.cat([value.flatten() for value in found.sums.values()]).norm()
@@ -49,7 +48,7 @@ def test_clip_is_kept(job: Callable[..., Job], method: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_near_single_precision(job: Callable[..., Job], method: str) -> None:
     """Losses agree with single precision to 2 %, and are not the same: the passes are in bfloat16."""
-    config = json.loads(json.dumps(asdict(registry.load("methods", method).EXAMPLE)))
+    config = methods.load(method).EXAMPLE.model_dump(mode="json")
     half, single = (job(method=method, config=config, precision=p) for p in ("bf16", "fp32"))
     batch = half.train.batch(list(range(8)), "cpu")
     found, expected = half.losses(batch).detach(), single.losses(batch).detach()

@@ -216,8 +216,7 @@ def _scores(job: Job, plan: Plan, canaries: _Canaries, inside: NDArray[numpy.boo
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(rng.seed(job.spec.seed, "dropout"))
         for _ in range(plan.steps):
-            if begin_step := getattr(job.method, "begin_step", None):
-                begin_step(job.backbone, noise)
+            job.method.begin_step(job.backbone, noise)
             sums = noised_sum(
                 job.backbone.model, losses, cuts, plan, noise, masks=job.backbone.masks, per_example_pass=planted
             )

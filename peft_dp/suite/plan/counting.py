@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
-from peft_dp import registry, tasks
+from peft_dp import methods, registry, tasks
 from peft_dp.models.backbone import Backbone, load
 from peft_dp.models.batch import Batch, Encoded
 from peft_dp.models.packing import rows
@@ -84,8 +84,7 @@ class Shapes:
 
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
-        self.method = registry.load("methods", spec.method)
-        self.config = self.method.Config(**spec.config)
+        self.method = methods.make(spec.method, spec.config)
         backbone = registry.load("backbones", spec.backbone)
         with torch.device("meta"):
             self.backbone: Backbone = load(
@@ -99,7 +98,7 @@ class Shapes:
             )
         self.backbone.freeze()
         with Counter():
-            self.method.install(self.backbone, self.config, torch.Generator().manual_seed(spec.seed))
+            self.method.install(self.backbone, torch.Generator().manual_seed(spec.seed))
         self.backbone.model.to("meta").train()  # without the masks, whose values say what trains
         self.trainable = self.backbone.count()
 
@@ -116,9 +115,8 @@ class Shapes:
             ValueError: The phases do not add up to the spec's epochs.
         """
         spec = self.spec
-        settled = getattr(self.method, "settled", lambda backbone, config: 0)(self.backbone, self.config)
-        arrange = getattr(self.method, "phases", lambda backbone, config, epochs: iter([epochs]))
-        for epochs in arrange(self.backbone, self.config, spec.epochs):
+        settled = self.method.settled(self.backbone)
+        for epochs in self.method.phases(self.backbone, spec.epochs):
             layers = settled or frozen_layers(self.backbone)
             layers *= spec.reuse and not spec.dropout and (spec.epochs if settled else epochs) > 1
             trained, updated = (

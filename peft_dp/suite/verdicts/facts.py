@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from peft_dp import registry
+from peft_dp import methods, registry
 from peft_dp.models.backbone import Backbone, Classifier
 from peft_dp.privacy.plan import quiet
 
@@ -35,9 +35,8 @@ def parameters(
         plus: Values that the paper counts and this backbone does not have.
     """
     built = _meta(backbone, outputs, head)
-    module = registry.load("methods", method)
     built.freeze()
-    module.install(built, module.Config(**(config or {})), torch.Generator().manual_seed(0))
+    methods.make(method, config or {}).install(built, torch.Generator().manual_seed(0))
     left_out = sum(parameter.numel() for parameter in built.head) if part == "encoder" else 0
     return built.count() - left_out + plus
 

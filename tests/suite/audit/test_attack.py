@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy
@@ -15,7 +14,7 @@ from scipy.special import ndtr
 from scipy.stats import binom
 from torch import Tensor
 
-from peft_dp import Places, Spec, registry
+from peft_dp import Places, Spec, methods, registry
 from peft_dp.privacy import gradients
 from peft_dp.privacy.noised_sum import noised_sum
 from peft_dp.privacy.plan import Plan
@@ -35,7 +34,7 @@ CELL = "embedded/smoke/bitfit-dp/sentiment"
 
 def made(spec: Make, places: Places, method: str = "full", clipping: str = "abadi", **fields: object) -> Job:
     """A private job with a method's example."""
-    config = json.loads(json.dumps(asdict(registry.load("methods", method).EXAMPLE)))
+    config = methods.load(method).EXAMPLE.model_dump(mode="json")
     privacy = Privacy(epsilon=8.0, delta=1e-4, clip=0.5, clipping=clipping)  # type: ignore[arg-type]
     chosen = spec(method=method, config=config, privacy=privacy, **fields)
     return build(chosen, find_sources(chosen, places))

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from peft_dp import Places, registry, tasks
+from peft_dp import Places, methods, registry, tasks
 from peft_dp.measuring import scores
 from peft_dp.spec import Privacy, from_json, to_json
 from peft_dp.suite import papers
@@ -118,7 +118,7 @@ class TestEveryTable:
             spec = cell.spec
             registry.load("backbones", spec.backbone)
             tasks.find(spec.task)
-            registry.load("methods", spec.method).Config(**spec.config)
+            methods.make(spec.method, spec.config)
 
             assert spec == from_json(to_json(spec), where=cell.id)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 import peft_dp
-from peft_dp import registry
+from peft_dp import methods, registry
 
 SHAPES = {
     "bert": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32},
@@ -45,7 +44,7 @@ def test_device(method: str) -> None:
     config = AutoConfig.for_model("bert", vocab_size=50, num_labels=3, **SHAPES["bert"])
     with torch.device("meta"):
         model = AutoModelForSequenceClassification.from_config(config)
-    trained = peft_dp.attach(model, method, **asdict(registry.load("methods", method).EXAMPLE))
+    trained = peft_dp.attach(model, method, **methods.load(method).EXAMPLE.model_dump(mode="json"))
 
     assert {"meta"} == {parameter.device.type for parameter in trained.values()}
 
