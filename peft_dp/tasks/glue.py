@@ -215,6 +215,8 @@ def _parquet(path: Path, layout: Layout) -> Iterator[tuple[str, list[str]]]:
 def _position(path: Path, header: list[str], name: str) -> int:
     if name not in header:
         raise _wrong(f"{path} has no column {name!r}, only {short(', '.join(header))[1:-1]}")
+    if header.count(name) > 1:
+        raise _wrong(f"{path} has {header.count(name)} columns {name!r}")
     return header.index(name)
 
 

@@ -197,7 +197,7 @@ def build(spec: Spec, sources: Sources) -> Job:
     backbone.freeze()
     sources.method.install(backbone, draw)
     backbone.to(sources.device)
-    train, dev = _encoded(sources.data, sources.task, sources.files, spec.max_length, spec.readout)
+    train, dev = _encoded(sources, spec.max_length, spec.readout)
     longest = max(*train.lengths, *dev.lengths)
     if longest > backbone.positions:
         raise ValueError(
@@ -218,9 +218,16 @@ def build(spec: Spec, sources: Sources) -> Job:
     )
 
 
+def _encoded(sources: Sources, max_length: int, readout: str) -> tuple[Encoded, Encoded]:
+    """Return the training and the dev examples, tokenised once for all seeds and methods that follow one another."""
+    return _encoded_by(sources.files_sha256, sources.data, sources.task, sources.files, max_length, readout)
+
+
 @lru_cache(maxsize=2)
-def _encoded(data: Data, task: Task, files: Path | Random, max_length: int, readout: str) -> tuple[Encoded, Encoded]:
-    """The training and the dev examples, tokenised once for all seeds and methods that follow one another."""
+def _encoded_by(
+    files_sha256: str, data: Data, task: Task, files: Path | Random, max_length: int, readout: str
+) -> tuple[Encoded, Encoded]:
+    """Encode; the hash of the tokenizer's files makes the cache see a change of theirs."""
     train, dev = (encode(split, task, files, max_length, readout) for split in (data.train, data.dev))
     return train, dev
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -176,6 +177,46 @@ def test_a_changed_file_is_another_run(backbones: Path, spec: Callable[..., Spec
     config(layer_norm_eps=1e-3)(backbones / NAME)
 
     assert before != find_sources(spec(), where).files_sha256
+
+
+def test_a_changed_tokenizer_is_read_again(backbones: Path, spec: Callable[..., Spec]) -> None:
+    """What one run tokenised is not taken for the next one's where the tokenizer has changed."""
+    first = ids(backbones, spec())
+    file = backbones / NAME / "tokenizer.json"
+    held = json.loads(file.read_text())
+    words = held["model"]["vocab"]
+    words["the"], words["a"] = words["a"], words["the"]
+    file.write_text(json.dumps(held))
+
+    assert first != ids(backbones, spec())
+
+
+def ids(backbones: Path, spec: Spec) -> list[list[int]]:
+    """The tokens of the training examples, with the weights loaded."""
+    return list(build(spec, find_sources(spec, Places(backbones=backbones, device="cpu"))).train.ids)
+
+
+FILES = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_damaged(backbones: Path, spec: Callable[..., Spec], name: str) -> None:
+    """A file that is cut anywhere, emptied or gone is refused in one line that names it, or is not needed."""
+    file, draw = backbones / NAME / name, random.Random(name)
+    whole, tokens = file.read_bytes(), ids(backbones, spec())
+    refused = []
+    for held in [None, b"", *(whole[: draw.randrange(1, len(whole))] for _ in range(8))]:
+        file.unlink() if held is None else file.write_bytes(held)
+        try:
+            found = ids(backbones, spec())
+        except (ValueError, Missing) as error:
+            refused.append(str(error))
+        else:
+            assert tokens == found
+
+    assert refused
+    assert all(str(backbones / NAME) in said and "\n" not in said for said in refused)
+    assert len(refused) == 10 or name not in ("config.json", "model.safetensors")
 
 
 def test_command_line(backbones: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

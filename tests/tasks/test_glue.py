@@ -142,6 +142,7 @@ def test_qqp_lost_row(put: Put) -> None:
         ("cola", "gj04\t1\t\tHe left.\ngj04\t1", "CoLA/train.tsv, line 2 has 2 columns, not 4"),
         ("rte", f"{RTE}0\tA.\tB.\t1\t0\n", "RTE/train.tsv, line 2 has 5 columns, not 4"),
         ("qqp", f"{QQP}0\t1\t2\tA.\tB.\t1\t0\n", "QQP/train.tsv, line 2 has 7 columns, not 6"),
+        ("rte", f"label\t{RTE}1\t0\tA.\tB.\t0\n", "RTE/train.tsv has 2 columns 'label'"),
         ("rte", f"{RTE}0\tA.\t \t0\n", "RTE/train.tsv, line 2 has an empty sentence"),
         ("rte", f"{RTE}0\tA.\tB.\t-1\n",
          "RTE/train.tsv, line 2 has the label '-1', not one of: entailment, not_entailment"),
