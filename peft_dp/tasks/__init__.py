@@ -70,7 +70,7 @@ class Task:
 
     @property
     def outputs(self) -> int:
-        """Width of the head: the number of classes, or 1 for a regression."""
+        """Return the width of the head: the number of classes, or 1 for a regression."""
         return len(self.labels) or 1
 
 
@@ -170,8 +170,14 @@ def load(name: str, folder: Path | None = None) -> Data:
     """Return all examples of a task, from its generator, from `folder`, or from the hub.
 
     Raises:
-        ValueError: No such task, or a file that is not what it should be.
+        ValueError: No such task, a file that is not what it should be, or another number of scored examples than the
+            task states.
         Missing: The data is neither in `folder` nor to be had from the hub.
     """
-    data: Data = source(name).load(find(name), folder)
+    task = find(name)
+    data: Data = source(name).load(task, folder)
+    if len(data.dev) != task.dev:
+        raise ValueError(
+            f"task {name!r} states dev={task.dev}, but its source gave {len(data.dev)} scored examples: correct one"
+        )
     return data

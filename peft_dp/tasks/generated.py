@@ -109,7 +109,7 @@ _REVERSALS = (
 
 
 def _sentiment(draw: Draw, label: int) -> Pair:
-    """A statement or its denial in a frame that keeps, contrasts or reverses it."""
+    """Return a statement or its denial in a frame that keeps, contrasts or reverses it."""
     # Plain statements prevail: a probe, and a private run of a few noisy steps, must find something to learn.
     denied, reversed_ = draw.index(10) == 0, draw.index(10) == 0
     statement = draw.word(_DENIALS if denied else _STATEMENTS)
@@ -145,7 +145,7 @@ _PASSIVE = (
 
 
 def _paraphrase(draw: Draw, label: int) -> Pair:
-    """An event told twice, or two events that share some or all of their words."""
+    """Return an event told twice, or two events that share some or all of their words."""
     who, whom, *others = draw.words(words.PEOPLE, 4)
     deeds, places, times = (draw.words(table, 2) for table in (words.DEEDS, words.PLACES, words.TIMES))
     event = [who, deeds[0], whom, places[0], times[0]]
@@ -222,7 +222,7 @@ _INFERENCES = (
 
 
 def _inference(draw: Draw, label: int) -> Pair:
-    """A premise and a hypothesis about one kind of creature."""
+    """Return a premise and a hypothesis about one kind of creature."""
     one, many, kind, kinds = draw.word(words.KINDS)
     act, also, never = draw.word(words.ACTS)
     (look, not_look), (look2, _) = draw.words(words.LOOKS, 2)
@@ -274,7 +274,7 @@ _CONTRASTS = (
 
 
 def _acceptability(draw: Draw, label: int) -> Pair:
-    """One sentence of a minimal pair: agreement, tense, order, arguments, licensing, comparison."""
+    """Return one sentence of a minimal pair: agreement, tense, order, arguments, licensing, comparison."""
     (a1, a2, myself, not_self), (b1, b2, _, _) = draw.words(words.SOMEONE, 2)
     v, v_s, v_ed, v_en, v_ing = draw.word(words.INTRANSITIVE)
     t, t_s, t_ed, t_en, t_ing = draw.word(words.TRANSITIVE)
@@ -315,7 +315,7 @@ _SCENE = (words.PEOPLE, words.HANDLINGS, words.OBJECTS, words.PLACES, words.TIME
 
 
 def _similarity(draw: Draw, label: int) -> Pair:
-    """Two scenes with as many common meanings, out of five, as the score says."""
+    """Return two scenes with as many common meanings, out of five, as the score says."""
     drawn = [draw.words(table, 2) for table in _SCENE]
     kept = draw.some(range(5), label)
     scene = [meaning for meaning, _ in drawn]

@@ -1,10 +1,10 @@
 """The nine GLUE tasks, from official TSV files, from parquet files, or from the hub (Wang et al. 2018).
 
-QQP is there by F1 and by accuracy, as papers print either.
+QQP is scored by F1 or by accuracy, since papers print either.
 
 A folder may hold the official layout (`MRPC/train.tsv`) or the hub's
-(`mrpc/train-00000-of-00001.parquet`); without a folder the hub's files come
-from its local cache or are fetched once, at a pinned commit. Every file must
+(`mrpc/train-00000-of-00001.parquet`). Without a folder the hub's files, at a
+pinned commit, come from its local cache or are fetched once. Every file must
 have the official number of rows.
 
 Why only QQP may have holes: its first archive has rows broken over several
@@ -39,7 +39,7 @@ class Layout:
         config: Folder of the hub's files.
         columns: TSV columns of the one or two sentences.
         label: TSV column of the label; it is `label` in parquet.
-        also: Another number of training rows that circulates, 0 for none.
+        also: Number of training rows of another copy that circulates; 0 for none.
         fields: Parquet columns of the sentences where they are not `columns`.
         dev: What follows `dev` and `validation` in file names.
         header: Column names of a TSV without a first line of names.
