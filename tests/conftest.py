@@ -26,6 +26,11 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 WORDS = ["the", "a", "film", "was", "not", "good", "bad", "dull", "fine", "we", "saw", "it", "and", "very", "but", "of"]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Make every warning an error here; the bench must also run beside a library's main branch."""
+    config.addinivalue_line("filterwarnings", "error")
+
+
 @pytest.fixture(scope="session")
 def glue_folder(request: pytest.FixtureRequest) -> Path:
     """The folder of real GLUE data."""

@@ -187,7 +187,7 @@ def test_names(page: Path) -> None:
 def test_options(page: Path) -> None:
     """Every option of ours that a page names is one of a verb or of the bench."""
     text = page.read_text(encoding="utf-8")
-    bench = set(re.findall(r'"(--peft-[\w-]+)"', (ROOT / "conftest.py").read_text()))
+    bench = set(re.findall(r'"(--peft-[\w-]+)"', (ROOT / "peft_dp" / "suite" / "plugin" / "options.py").read_text()))
     named = set(re.findall(r"(?<![\w-])--peft-[\w-]+", text))
     short = {option for option in re.findall(r"`(--[\w-]+)[ `]", text) if not option.startswith("--peft-")}
 

@@ -27,9 +27,8 @@ def name_of(path: Path) -> str:
 
 def test_layers() -> None:
     """Imports point down: from suite to library, and within each as the contracts in `pyproject.toml` say."""
-    done = subprocess.run(
-        [Path(sys.executable).parent / "lint-imports", "--no-cache"], cwd=ROOT, capture_output=True, text=True
-    )
+    code = "from importlinter.cli import lint_imports_command; lint_imports_command()"
+    done = subprocess.run([sys.executable, "-c", code, "--no-cache"], cwd=ROOT, capture_output=True, text=True)
 
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -20,6 +20,7 @@ from peft_dp.suite.cli.run import RUN
 from peft_dp.suite.cli.show import SHOW
 from peft_dp.suite.cli.submit import SUBMIT
 from peft_dp.suite.cli.verb import COMPLETION, print_error
+from peft_dp.suite.papers import reader
 from peft_dp.validate import Missing
 
 VERBS = (DOCTOR, LIST, SHOW, RUN, PLAN, SUBMIT, AUDIT, BLESS, REPORT, COMPARE)
@@ -47,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         options = parser().parse_args(arguments)
+        reader.check_folder()
         return int(options.run(options))
     except FloatingPointError as error:
         print_error(error)

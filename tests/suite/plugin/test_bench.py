@@ -101,7 +101,7 @@ def judged(places: Places, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
         2,
         "--peft-backbones",
         places.backbones,
-        plugins=("conftest",),
+        plugins=("peft_dp.suite.plugin",),
         cwd=folder,
     )
 

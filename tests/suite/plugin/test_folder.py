@@ -266,8 +266,16 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # bytes; a record has m
 def session(folder: Path, tests: str, places: Places, *arguments: object) -> Done:
     """Run pytest over these tests in a process of its own."""
     (folder / "test_made_up.py").write_text(tests)
-    words = ["-p", "conftest", "--peft-records", folder / "records", "--peft-backbones", places.backbones, *arguments]
-    return pytest_session("test_made_up.py", *words, cwd=folder)
+    words = [
+        "-p",
+        "peft_dp.suite.plugin",
+        "--peft-records",
+        folder / "records",
+        "--peft-backbones",
+        places.backbones,
+        *arguments,
+    ]
+    return pytest_session("test_made_up.py", "--peft-backbones", places.backbones, *words, cwd=folder)
 
 
 def test_faults_in_a_session(places: Places, tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""The tables: what papers print and what this project recorded; data, no code."""

@@ -1,0 +1,95 @@
+"""What tests told of their cells, and the table of verdicts at the end of a session."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from peft_dp.records import read
+from peft_dp.suite import papers
+from peft_dp.suite.papers.cell import Cell
+from peft_dp.suite.plugin import benchmarks
+from peft_dp.suite.plugin.session import KEY, worker_input
+from peft_dp.suite.report.export import to_markdown
+from peft_dp.suite.report.table import render_table
+from peft_dp.suite.verdicts.cells import Verdict, judge_cell
+
+TOLD = "peft-dp"
+"""The property of a test that says what became of its cell."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep a `Summary` in the process that prints: the only one, or the controller of pytest-xdist."""
+    if not worker_input(config):
+        config.pluginmanager.register(Summary(config))
+
+
+class Summary:
+    """The verdicts of a session.
+
+    Attributes:
+        config: The session's configuration.
+        verdicts: One per cell.
+        benchmarks: Entries of the benchmark file for what other processes ran.
+    """
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        self.verdicts: list[Verdict] = []
+        self.benchmarks: list[dict[str, Any]] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Build the verdict of a cell from its records."""
+        told: Any = dict(report.user_properties).get(TOLD) if report.when == "call" else None
+        if not told or told["cell"] not in self._cells:
+            return
+        cell = self._cells[told["cell"]]
+        verdict = Verdict(cell=cell, reason=told["reason"])
+        if told["records"]:
+            verdict = judge_cell(cell, [read(Path(path)) for path in told["records"]])
+            if hasattr(report, "node"):
+                self.benchmarks.append(benchmarks.entry(report, verdict))
+        self.verdicts.append(verdict)
+
+    @cached_property
+    def _cells(self) -> dict[str, Cell]:
+        """The cells of the tests here; a controller collects none, and knows those of the tables."""
+        return self.config.stash[KEY].cells or {cell.id: cell for cell in papers.cells()}
+
+    def pytest_sessionfinish(self) -> None:
+        """Write the benchmark file of what other processes ran."""
+        if self.benchmarks and self.config.option.benchmark_json:
+            benchmarks.write_file(self.config, self.benchmarks)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_terminal_summary(
+        self, terminalreporter: pytest.TerminalReporter, config: pytest.Config
+    ) -> Iterator[None]:
+        """Print what benchmarks and verdicts have to say; on GitHub, add the verdicts to the job's summary."""
+        yield
+        config, verdicts = self.config, sorted(self.verdicts, key=_place)
+        texts = config.stash[KEY].texts
+        if not (verdicts or texts):
+            return
+        writer = config.get_terminal_writer()
+        terminalreporter.section("peft-dp")
+        verbose, colour = config.get_verbosity() > 0, writer.hasmarkup
+        for part in (*texts, render_table(verdicts, width=writer.fullwidth, verbose=verbose, colour=colour)):
+            terminalreporter.write_line(part)
+        if any(verdict.records for verdict in verdicts):
+            seconds = [epoch.seconds for verdict in verdicts for record in verdict.records for epoch in record.trail]
+            terminalreporter.write_line(f"{sum(seconds):.0f} s of training; records: {config.stash[KEY].folder}")
+        if verdicts and (summary := os.environ.get("GITHUB_STEP_SUMMARY")):
+            with Path(summary).open("a", encoding="utf-8") as file:
+                file.write(to_markdown(verdicts))
+
+
+def _place(verdict: Verdict) -> tuple[str, str, int, int]:
+    """Where a cell stands in the tables: several workers end in any order."""
+    table = verdict.cell.table
+    return table.paper, table.table, table.rows.index(verdict.cell.row), list(table.tasks).index(verdict.cell.task)
