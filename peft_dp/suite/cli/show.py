@@ -13,7 +13,7 @@ from typing import Any
 from tabulate import tabulate
 
 from peft_dp.spec import to_json
-from peft_dp.suite import papers
+from peft_dp.suite import papers, pytest_command
 from peft_dp.suite.cli.list import cell_line, cited_line, claim_line, exact, fact_line, needs
 from peft_dp.suite.cli.verb import Verb, add_id, add_json
 from peft_dp.suite.papers.cell import Cell
@@ -81,7 +81,7 @@ def _claim_data(claim: Claim) -> dict[str, Any]:
 
 
 def _fact_page(fact: Fact) -> Lines:
-    test = f'pytest "bench/test_{fact.paper}.py::test_facts[{fact}]" -m facts'
+    test = f"{pytest_command(fact.paper, f'test_facts[{fact}]')} -m facts"
     return [*({"fact": fact.address} | asdict(fact) | {"test": test}).items()]
 
 
@@ -99,7 +99,7 @@ def _cell_page(cell: Cell) -> Lines:
         ("note", table.note),
         ("needs", needs(cell.spec)),
         ("run", f"peft-dp run {cell.id}"),
-        ("test", f'pytest "{cell.node}" -m {MARKERS[table.budget]}'),
+        ("test", f"{pytest_command(table.paper, f'test_{table.table}[{cell}]')} -m {MARKERS[table.budget]}"),
     ]
 
 
@@ -179,7 +179,7 @@ def _decided(claim: Claim) -> Lines:
 
 def _tests(claim: Claim) -> Lines:
     names = ["test_printed_claims"] * (claim.printed() is not None) + ["test_claims"] * (not claim.differs)
-    tests = [f'pytest "bench/test_{claim.paper}.py::{name}[{claim}]" -m claims' for name in names]
+    tests = [f"{pytest_command(claim.paper, f'{name}[{claim}]')} -m claims" for name in names]
     first, *rest = tests or ["none: a known difference of which nothing is printed"]
     return [("test", first), *(("", test) for test in rest)]
 

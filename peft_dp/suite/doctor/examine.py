@@ -11,7 +11,7 @@ from tabulate import tabulate
 
 from peft_dp.machine import Places
 from peft_dp.spec import Budget
-from peft_dp.suite import papers
+from peft_dp.suite import papers, pytest_command
 from peft_dp.suite.doctor.check import Check, State
 from peft_dp.suite.doctor.inputs import Need, inputs, needs
 from peft_dp.suite.doctor.machine import machine
@@ -79,7 +79,7 @@ def examine(places: Places, records: Path) -> Report:
             cells=len(lacks),
             here=lacks.count(set()),
             lacks=sorted(set[Need]().union(*lacks)),
-            command=f'pytest bench -m "{MARKERS[budget]} and {paper}"',
+            command=f'{pytest_command()} -m "{MARKERS[budget]} and {paper}"',
         )
         for (budget, paper), lacks in sorted(groups.items(), key=lambda group: budgets.index(group[0][0]))
     ]
@@ -102,7 +102,7 @@ def render_report(report: Report) -> str:
         for share in report.shares
     ]
     headers = ("budget", "paper", "cells", "run here", "the rest lack", "command")
-    end = "The main job can run: pytest bench"
+    end = f"The main job can run: {pytest_command()}"
     if not report.well:
         end = "The main job cannot run whole; what is missing stands above, each with what mends it."
     return "\n\n".join(
