@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +17,8 @@ from peft_dp.suite.plan import summary
 from peft_dp.suite.plan.clock import UTILISATION
 from peft_dp.suite.plan.devices import CPU, limits
 from peft_dp.suite.plan.estimate import estimates
+
+from ...processes import pytest_session
 
 
 def test_estimates(record: Callable[..., Record]) -> None:
@@ -62,18 +62,7 @@ def test_deciding() -> None:
 
 def test_durations_have_pytest_ids(record: Callable[..., Record]) -> None:
     """Durations are told by the ids that pytest gives the cells."""
-    root = Path(__file__).parents[3]
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "--collect-only",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "bench/test_embedded.py",
-    ]
-    listed = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.splitlines()
+    listed = pytest_session("--collect-only", "-q", "bench/test_embedded.py").text.splitlines()
     cell = papers.find("embedded/smoke/head/sentiment")
     (found,) = summary.durations(estimates([cell], device=CPU, records=[record()]))
 
@@ -122,8 +111,8 @@ def test_plan_within(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_plan_workers(capsys: pytest.CaptureFixture[str]) -> None:
     """As many devices as cells take as long as the longest cell, which is named."""
-    longest = max(estimates(papers.cells("slash/table5"), device="H200"), key=lambda each: each.seconds)
-    assert main(["plan", "slash/table5", "--device", "H200", "--workers", "12"]) == 0
+    longest = max(estimates(papers.select(["embedded/smoke/head/"]), device="H200"), key=lambda each: each.seconds)
+    assert main(["plan", "embedded/smoke/head/", "--device", "H200", "--workers", "12"]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("On 12 at once: ")]
 
     assert f"On 12 at once: {longest.seconds / 3600:.3g} hours" in line
