@@ -16,6 +16,8 @@ import pytest
 from peft_dp.suite import papers
 from peft_dp.suite.cli.main import VERBS, main, parser
 
+from .processes import pytest_session
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PROGRAMS = ("peft-dp", "pytest", "python", "tox")
@@ -120,10 +122,9 @@ def test_examples_of_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 def _collected(arguments: list[str]) -> str:
     """What pytest says that it would run."""
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, f"{arguments}: {done.stdout[-500:]}{done.stderr[-500:]}"
-    return done.stdout
+    done = pytest_session("--collect-only", "-q", *arguments)
+    assert done.code == 0, f"{arguments}: {done.text[-800:]}"
+    return done.text
 
 
 def _selection(words: tuple[str, ...], folder: Path) -> list[str]:
@@ -141,10 +142,7 @@ def test_selections(words: tuple[str, ...], tmp_path: Path) -> None:
 def test_pytest_commands(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """Every `pytest` command has options, files and markers that there are."""
     marks = {line.partition(":")[0].partition("(")[0].strip() for line in request.config.getini("markers")}
-    known_options = {
-        option for group in request.config._parser._groups for action in group.options for option in action.names()
-    }
-    known_options |= {option for action in request.config._parser._anonymous.options for option in action.names()}
+    known_options = set(re.findall(r"--[a-z][\w-]*", pytest_session("--help").text))
     for words in TESTS:
         values = _selection(words, tmp_path)
         expression = values[values.index("-m") + 1] if "-m" in values else ""
@@ -164,7 +162,7 @@ def test_other_commands(words: tuple[str, ...]) -> None:
         return
     assert ("python", "-m") == words[:2]
     assert find_spec(words[2])
-    if words[2] == "pip":
+    if words[2:4] == ("pip", "install"):
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         assert (ROOT / words[words.index("-c") + 1]).is_file()
         assert set(words[-1].strip(".[]").split(",")) <= extras.keys()
