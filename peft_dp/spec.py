@@ -139,7 +139,7 @@ class Spec:
 
     def __post_init__(self) -> None:
         validate.plain(backbone=self.backbone, task=self.task, method=self.method)
-        validate.positive(epochs=self.epochs, batch=self.batch, max_length=self.max_length)
+        validate.count(epochs=self.epochs, batch=self.batch, max_length=self.max_length)
         if self.head == "stock" and self.readout not in ("cls", "tokens"):
             raise ValueError(f"readout {self.readout!r} needs head 'linear': a stock head reads where it reads")
 

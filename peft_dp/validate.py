@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
+from numbers import Integral
 
 
 class Missing(RuntimeError):
@@ -27,6 +28,13 @@ def positive(**values: float) -> None:
     for name, value in values.items():
         if not 0 < value < math.inf:  # which takes integers that no float can hold
             raise ValueError(f"{name} must be a finite number above 0, not {short(value)}")
+
+
+def count(**values: object) -> None:
+    """Raise ValueError for a value that is not a whole number above zero; 2.0 and True are none."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, not {short(value)}")
 
 
 def fraction(**values: float) -> None:

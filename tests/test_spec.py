@@ -120,8 +120,8 @@ def test_seeded(spec: Make) -> None:
         ("privacy.delta", 1.0, "field 'privacy': delta must lie between 0 and 1, not 1.0"),
         ("optimiser.rate", 0.0, "field 'optimiser': rate must be a finite number above 0, not 0.0"),
         ("optimiser.rate", -0.1, "field 'optimiser': rate must be a finite number above 0, not -0.1"),
-        ("epochs", 0, "epochs must be a finite number above 0, not 0"),
-        ("batch", -8, "batch must be a finite number above 0, not -8"),
+        ("epochs", 0, "epochs must be a whole number of at least 1, not 0"),
+        ("batch", -8, "batch must be a whole number of at least 1, not -8"),
     ],
 )
 def test_wrong_field(path: str, value: object, expected: str) -> None:

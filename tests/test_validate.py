@@ -19,6 +19,15 @@ def test_not_positive(value: float) -> None:
     assert f"rate must be a finite number above 0, not {value!r}" == str(caught.value)
 
 
+@pytest.mark.parametrize("value", [0, -3, 1.5, 2.0, True, "2", None])
+def test_no_count(value: object) -> None:
+    """What is no whole number above zero is refused by name and value."""
+    with pytest.raises(ValueError) as caught:
+        validate.count(good=1, steps=value)
+
+    assert f"steps must be a whole number of at least 1, not {value!r}" == str(caught.value)
+
+
 @pytest.mark.parametrize("value", [0.0, 1.0, -0.5, 2, math.nan])
 def test_not_a_fraction(value: float) -> None:
     """The ends 0 and 1 are outside, and so is NaN."""

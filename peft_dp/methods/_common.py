@@ -69,7 +69,7 @@ def prepend(backbone: Backbone, name: str, prompt: nn.Module, length: int, *, cu
     """
 
     def insert(embeddings: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        return torch.cat([prompt().expand(len(output), -1, -1), output], dim=1)
+        return torch.cat([embeddings.get_submodule(name)().expand(len(output), -1, -1), output], dim=1)
 
     def attend(encoder: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         mask = kwargs.get("attention_mask")

@@ -152,7 +152,8 @@ class Backbone:
         which does that in place.
         """
         site.add_module(name, branch)
-        handle = site.register_forward_hook(lambda site, inputs, output: branch(inputs[0], output))
+        # The hook finds the branch on the site that is called: that of a deep copy has a branch of its own.
+        handle = site.register_forward_hook(lambda site, inputs, y: site.get_submodule(name)(inputs[0], y))
         self._branches.append((site, name, handle))
 
     @property

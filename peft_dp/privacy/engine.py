@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+from weakref import finalize, ref
 
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from peft_dp import rng, validate
 from peft_dp.models.backbone import trained_parameters
@@ -28,13 +30,14 @@ class PrivacyEngine:
         model: Those of its parameters train that require a gradient, at each step.
         privacy: The budget of all steps together.
         examples: Number of training examples N.
-        batch: Expected number of examples a step.
-        epochs: Of floor(N / batch) steps each.
+        batch: Expected number of examples per step.
+        epochs: Number of epochs, of floor(N / batch) steps each.
         physical: Most examples that pass through the model at once; changes memory, not results.
         seed: Makes a run repeatable and, noise and batches being known then, not private.
 
     Raises:
-        ValueError: A batch larger than the data, or shuffled batches, whose epsilon no accountant here gives.
+        ValueError: A count that is no whole number, a batch larger than the data, gradient checkpointing, or shuffled
+            batches, whose epsilon no accountant here gives.
     """
 
     def __init__(
@@ -48,7 +51,12 @@ class PrivacyEngine:
         physical: int = 32,
         seed: int | None = None,
     ) -> None:
-        validate.positive(examples=examples, batch=batch, epochs=epochs, physical=physical)
+        validate.count(examples=examples, batch=batch, epochs=epochs, physical=physical)
+        if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+            raise ValueError(
+                "gradient checkpointing runs modules twice per pass, so that examples cannot be told apart: switch it "
+                "off in the model, and save memory by a smaller physical"
+            )
         if privacy.sampling != "poisson":
             raise ValueError(f"sampling {privacy.sampling!r} has no accountant here: take 'poisson'")
         self._model = model
@@ -61,6 +69,9 @@ class PrivacyEngine:
         self._drawn = self._steps = 0
         self._batch: list[int] = []
         self._checked: tuple[set[str], set[str]] | None = None  # names of what trained, and was in training mode, then
+        self._check_at = 1  # the step before which the losses are checked again
+        self._given: dict[int, Tensor] = {}  # id of a parameter -> the gradient that it was given last
+        _watch_optimisers(self, model)
 
     @property
     def steps(self) -> int:
@@ -83,7 +94,11 @@ class PrivacyEngine:
                 yield indices
 
     def backward(self, losses: Losses, indices: Sequence[int]) -> None:
-        """Sets the `grad` of every trained parameter to (sum of clipped gradients + noise) / expected batch.
+        """Set the `grad` of every trained parameter to (sum of clipped gradients + noise) / expected batch.
+
+        That the loss of one example depends on no other is checked on two examples before steps 1, 2, 4, 8, ..., and
+        when other parameters train or a module's mode has changed. Losses that mix examples between these steps only
+        are not seen. An optimiser that then meets another gradient in the model is stopped before it makes its step.
 
         Args:
             losses: Example indices -> loss of each [B], none depending on another example.
@@ -96,14 +111,17 @@ class PrivacyEngine:
         self._expect(list(indices) == self._batch, "backward was given other examples than were drawn")
         # The mode too: a batch norm that was in evaluation mode mixes examples once a loop calls train().
         now = set(trained_parameters(self._model)), {name for name, m in self._model.named_modules() if m.training}
-        if now != self._checked and len(indices) > 1:
+        if (now != self._checked or self._drawn >= self._check_at) and len(indices) > 1:
             check_independent(self._model, lambda: losses(list(indices[:2])))
-            self._checked = now
+            self._checked, self._check_at = now, 2 * self._drawn
         cuts = [list(indices[at : at + self._physical]) for at in range(0, len(indices), self._physical)]
         sums = noised_sum(self._model, losses, cuts, self._plan, self._noise)
         self._steps += 1
-        for name, total in sums.items():
-            self._model.get_parameter(name).grad = total.div_(self._plan.batch)
+        self._given = {}
+        for name, parameter in self._model.named_parameters():
+            parameter.grad = sums[name].div_(self._plan.batch) if name in sums else None
+            if parameter.grad is not None:
+                self._given[id(parameter)] = parameter.grad
 
     def ledger(self) -> dict[str, Any]:
         """Epsilon spent so far, and all that it follows from."""
@@ -113,3 +131,26 @@ class PrivacyEngine:
     def _expect(self, right: bool, wrong: str) -> None:
         if not right:
             raise ValueError(f"{wrong}: call it once for each batch that batches() gives, empty ones too")
+
+    def _check_step(self, optimiser: Optimizer, names: Mapping[int, str]) -> None:
+        """Raise ValueError if an optimiser is about to use a gradient that `backward` did not set."""
+        for group in optimiser.param_groups:
+            for parameter in group["params"]:
+                foreign = parameter.grad is not None and parameter.grad is not self._given.get(id(parameter))
+                if foreign and id(parameter) in names:
+                    raise ValueError(
+                        f"the gradient of {names[id(parameter)]} is not the one that backward set, so it has no noise: "
+                        "change gradients in place only, and delete the engine before training on without privacy"
+                    )
+
+
+def _watch_optimisers(engine: PrivacyEngine, model: nn.Module) -> None:
+    """Have every step of every optimiser checked, as long as the engine and the model are there."""
+    engine_there, model_there = ref(engine), ref(model)
+
+    def check(optimiser: Optimizer, *_: object) -> None:
+        engine, model = engine_there(), model_there()
+        if engine is not None and model is not None:
+            engine._check_step(optimiser, {id(p): name for name, p in model.named_parameters()})
+
+    finalize(engine, register_optimizer_step_pre_hook(check).remove)

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
@@ -134,18 +135,38 @@ def per_example_pass(
     copies = {
         name: p.detach().expand(examples, *p.shape).requires_grad_() for name, p in expanded(model, taps.names).items()
     }
-    with taps:
+    with _in_place_named(model), taps:
         found = functional_call(Call(model, losses), {f"model.{name}": value for name, value in copies.items()}, ())
     if found.shape != (examples,):
         raise ValueError(f"losses have shape {tuple(found.shape)}, but must be one for each of {examples} examples")
     if not found.requires_grad:
         raise ValueError("the losses depend on nothing that trains: let a parameter that they use require a gradient")
-    _, *gradients = torch.autograd.grad(found.sum(), [taps.anchor, *copies.values()], allow_unused=True)
+    with _in_place_named(model):
+        _, *gradients = torch.autograd.grad(found.sum(), [taps.anchor, *copies.values()], allow_unused=True)
     for name, gradient in zip(copies, gradients, strict=True):
         if gradient is not None:
             taps.put(name, Each(gradient))
     order = [name for name, p in model.named_parameters() if name in taps.parts]
     return PerExample({name: taps.parts[name] for name in order}, found.detach())
+
+
+@contextmanager
+def _in_place_named(model: nn.Module) -> Iterator[None]:
+    """Turn torch's error about a tensor that was changed in place into one that says what to change.
+
+    Raises:
+        ValueError: The output of a module that trains is changed in place.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "inplace" not in str(error):
+            raise
+        named = [name for name, module in model.named_modules() if getattr(module, "inplace", False)]
+        remedy = f"set inplace=False on {', '.join(named)}" if named else "write x = x + y in place of x += y"
+        raise ValueError(
+            f"the output of a module that trains is changed in place, so its gradient cannot be told: {remedy}"
+        ) from error
 
 
 def finite_passes(

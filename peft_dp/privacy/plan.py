@@ -140,7 +140,8 @@ def spent(plan: Plan, steps: int) -> float:
     accountant = create_accountant(mechanism=plan.accountant)
     accountant.history = [(plan.noise_multiplier, plan.sample_rate, steps)]
     with quiet():
-        return float(accountant.get_epsilon(delta=plan.delta))
+        # An accountant's bound may lie below 0 where next to nothing is spent; epsilon itself never does.
+        return max(float(accountant.get_epsilon(delta=plan.delta)), 0.0)
 
 
 def ledger(plan: Plan, steps: int, *, seeded: bool) -> dict[str, Any]:

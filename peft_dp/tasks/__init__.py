@@ -60,7 +60,8 @@ class Task:
     hub: tuple[str, str] | None = None
 
     def __post_init__(self) -> None:
-        validate.positive(train=self.train, dev=self.dev, tokens=self.tokens)
+        validate.count(train=self.train, dev=self.dev)
+        validate.positive(tokens=self.tokens)
         if self.positive is not None:
             validate.fraction(positive=self.positive)
         elif self.metric in ("f1", "mcc", "entity_f1"):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -159,8 +162,8 @@ def test_physical_size(case: Case, physical: int) -> None:
             found.append(flat(list(case.gradients().values())))
     for cut, whole in zip(found[:6], found[6:], strict=True):
         torch.testing.assert_close(cut, whole, rtol=0, atol=1e-12)
-    # The check of the first step looks at two examples.
-    assert all(max(each) <= physical for each in sizes[1:6])
+    # The check before steps 1, 2 and 4 looks at two examples.
+    assert all(max(sizes[at]) <= physical for at in (2, 4, 5))
     assert max(sum(each) for each in sizes[7:]) > physical
 
 
@@ -457,6 +460,22 @@ def normalised(place: int, *, trained: bool) -> nn.Module:
     return nn.Sequential(*layers)
 
 
+class Added(nn.Module):
+    """Adds in place to what a layer gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.top = nn.Linear(5, 7), nn.Linear(7, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [B, 1]."""
+        y = self.layer(x)
+        y += 1
+        found: Tensor = self.top(y)
+        return found
+
+
+CHANGED = "the output of a module that trains is changed in place, so its gradient cannot be told: "
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "trained batch norm": (
         lambda: normalised(1, trained=True),
@@ -467,6 +486,15 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         "0 is a batch norm, which mixes examples: call its eval(), or exchange it",
     ),
     "used beside its call": (Beside, "layer.weight is used beside the call of its module, which its rule does not see"),
+    "in place": (
+        lambda: nn.Sequential(nn.Linear(5, 7), nn.ReLU(inplace=True), nn.Linear(7, 1)),
+        f"{CHANGED}set inplace=False on 1",
+    ),
+    "in place, an input kept": (
+        lambda: nn.Sequential(nn.Linear(5, 7), nn.LayerNorm(7), nn.Hardtanh(inplace=True), nn.Linear(7, 1)),
+        f"{CHANGED}set inplace=False on 2",
+    ),
+    "in place, by hand": (Added, f"{CHANGED}write x = x + y in place of x += y"),
     "max_norm": (Bounded, "table has a max_norm, so a look-up changes its weights without noise: leave it out"),
     "nothing trains": (lambda: nn.Linear(5, 1).requires_grad_(False), "the losses depend on nothing that trains: let"),
     "convolution": (
@@ -554,7 +582,125 @@ def test_shuffling() -> None:
 
 
 @pytest.mark.parametrize("name", ["examples", "batch", "epochs", "physical"])
-def test_not_positive(name: str) -> None:
-    """A number of nothing is refused by its name."""
-    with pytest.raises(ValueError, match=f"{name} must be a finite number above 0, not 0"):
-        engine(small().model, **{name: 0})
+@pytest.mark.parametrize("value", [0, -1, 1.5, 2.0, True, "2", None])
+def test_no_count(name: str, value: object) -> None:
+    """A count that is no whole number, or none at all, is refused by its name: noise is found for what is then made."""
+    with pytest.raises(
+        ValueError, match=f"^{name} must be a whole number of at least 1, not {re.escape(repr(value))}$"
+    ):
+        engine(small().model, **{name: value})
+
+
+def test_counts_of_numpy() -> None:
+    """Whole numbers of numpy are whole numbers."""
+    assert 6 == engine(small().model, examples=np.int64(24), batch=np.int32(8), epochs=np.int64(2)).steps
+
+
+@pytest.mark.parametrize("start", [1, 2, 3, 5])
+def test_mixing_from_a_later_step_on(start: int) -> None:
+    """Losses that begin to mix examples at some step are refused at the next step of 1, 2, 4, 8, ... at the latest."""
+    case = small()
+    made = engine(case.model, epochs=4)
+    step = 0
+
+    def losses(indices: Sequence[int]) -> Tensor:
+        found = case.losses(indices)
+        return found if step < start else found + found.mean()
+
+    mixed = False
+    for indices in made.batches():
+        step += 1
+        try:
+            made.backward(losses, indices)
+        except ValueError as error:
+            mixed = "the loss of one example has a gradient at another" in str(error)
+            break
+
+    assert mixed
+    assert min(power for power in (1, 2, 4, 8) if power >= start) == step
+
+
+def test_checks_are_few() -> None:
+    """Looking again at the losses takes a few passes of two examples, not one at each step."""
+    case, passes = small(), []
+    made = engine(case.model, epochs=30, physical=24)
+    for indices in made.batches():
+        made.backward(lambda i: passes.append(len(i)) or case.losses(i), indices)  # type: ignore[func-returns-value]
+
+    assert made.steps == 90
+    assert len(passes) <= made.steps + 3 * 7
+
+
+def frozen_first() -> tuple[Case, PrivacyEngine, list[int]]:
+    """A model whose first layer is frozen, its engine and a first batch."""
+    case = small()
+    case.model[0].requires_grad_(False)  # type: ignore[index]
+    made = engine(case.model)
+    return case, made, next(batch for batch in made.batches() if batch)
+
+
+def test_second_optimiser() -> None:
+    """An optimiser that would update the model by a gradient without noise is stopped before it does."""
+    case, made, indices = frozen_first()
+    made.backward(case.losses, indices)
+    first = case.model[0]  # type: ignore[index]
+    first.requires_grad_(True)
+    first.weight.grad = torch.ones_like(first.weight)
+    before = first.weight.detach().clone()
+    with pytest.raises(ValueError, match=r"of 0\.weight is not the one that backward set, so it has no"):
+        torch.optim.SGD(first.parameters(), lr=1.0).step()
+
+    assert torch.equal(before, first.weight)
+
+
+def test_plain_backward() -> None:
+    """So is one that is to use what an ordinary backward pass made."""
+    case, made, indices = frozen_first()
+    made.backward(case.losses, indices)
+    case.model.zero_grad()
+    case.losses(indices).sum().backward()
+    with pytest.raises(ValueError, match=r"2\.weight is not the one that backward set"):
+        torch.optim.SGD(case.model.parameters(), lr=1.0).step()
+
+
+def test_parameter_added_later() -> None:
+    """A parameter that joins later is noised from the next step on; frozen again, it keeps no gradient to move by."""
+    case = small()
+    first = case.model[0]  # type: ignore[index]
+    first.requires_grad_(False)
+    made = engine(case.model)
+    optimiser = torch.optim.SGD(case.model.parameters(), lr=1.0, weight_decay=0.1)
+    moved = []
+    for step, indices in enumerate(made.batches()):
+        first.requires_grad_(step in (1, 2))
+        before = first.weight.detach().clone()
+        made.backward(case.losses, indices)
+        optimiser.step()
+        moved.append(not torch.equal(before, first.weight))
+
+    assert moved == [False, True, True, False, False, False]
+
+
+def test_optimisers_of_others() -> None:
+    """Gradients may be changed in place; other models, and this one once its engine is gone, are left alone."""
+    case, made, indices = frozen_first()
+    made.backward(case.losses, indices)
+    torch.nn.utils.clip_grad_norm_(case.model.parameters(), 0.1)
+    torch.optim.SGD(case.model.parameters(), lr=1.0).step()
+    for model in (small().model, case.model):
+        if model is case.model:
+            del made
+            gc.collect()
+        for parameter in model.parameters():
+            parameter.requires_grad_(True).grad = torch.ones_like(parameter)
+        torch.optim.SGD(model.parameters(), lr=1.0).step()
+
+
+def test_gradient_checkpointing() -> None:
+    """Gradient checkpointing is refused with what to do."""
+    model = bert().model
+    for module in model.modules():
+        if hasattr(module, "gradient_checkpointing"):
+            module.gradient_checkpointing = True
+    with pytest.raises(ValueError, match="gradient checkpointing runs modules twice per pass"):
+        engine(model)

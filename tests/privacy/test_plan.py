@@ -288,3 +288,23 @@ def test_ledger_of_a_record(spec: Make, places: Places, clipping: Any) -> None:
         "neighbouring": "add or remove one example",
         "logical_batch": 8,
     }.items() <= found.items()
+
+
+@pytest.mark.parametrize("accountant", ["prv", "rdp"])
+@pytest.mark.parametrize("steps", [1, 100])
+def test_never_below_zero(accountant: Any, steps: int) -> None:
+    """Epsilon of next to nothing is 0, though an accountant's bound lies below."""
+    made = Plan(
+        examples=10_000,
+        batch=1,
+        steps=100,
+        steps_per_epoch=100,
+        sampling="poisson",
+        sample_rate=1e-4,
+        noise_multiplier=20.0,
+        clip=1.0,
+        delta=1e-2,
+        accountant=accountant,
+    )
+
+    assert 0 <= spent(made, steps) < 0.1
