@@ -423,7 +423,6 @@ def test_saved_weights(examples: int, tmp_path: Path) -> None:
     """Weights that are restored have the names and shapes of those that train, or are refused by name."""
     layer = nn.Module()
     model = nn.ModuleDict({"encoder": nn.ModuleDict({"layer": nn.ModuleList([layer])}), "head": nn.Linear(2, 2)})
-    model.config = type("Config", (), {"_attn_implementation": "sdpa"})()
     family = replace(FAMILY)
     backbone = Backbone(model, model, family, [model.head])
     path = tmp_path / "saved.safetensors"

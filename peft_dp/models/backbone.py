@@ -115,8 +115,7 @@ class Backbone:
         self.masks: dict[str, Tensor] = {}
         self.updates: set[str] = set()
         self.given: Tensor | None = None
-        # What else transformers has for attention does not take a mask of every two places.
-        self.packs = encoder.config._attn_implementation == "sdpa"  # type: ignore[union-attr]
+        self.packs = True  # its attention is torch's own (`weights.model`), whose mask may tell of every two places
         self.readout = readout
         self._branches: list[tuple[nn.Module, str, RemovableHandle]] = []
 

@@ -150,6 +150,9 @@ def per_example_pass(
     return PerExample({name: taps.parts[name] for name in order}, found.detach())
 
 
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
 @contextmanager
 def _in_place_named(model: nn.Module) -> Iterator[None]:
     """Turn torch's error about a tensor that was changed in place into one that says what to change.
@@ -226,7 +229,7 @@ def check_independent(model: nn.Module, losses: Callable[[], Tensor]) -> None:
             `per_example_pass`.
     """
     for name, module in model.named_modules():
-        if module.training and isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if module.training and isinstance(module, BATCH_NORMS):
             raise ValueError(f"{name} is a batch norm, which mixes examples: call its eval(), or exchange it")
         if getattr(module, "max_norm", None) is not None:
             raise ValueError(f"{name} has a max_norm, so a look-up changes its weights without noise: leave it out")

@@ -79,7 +79,8 @@ class Run:
             "noise": rng.generator(job.spec.seed, "noise", job.device),
             "dropout": _default_generator(job.device),
         }
-        self._versions = {name: value._version for name, value in _tensors(job.backbone).items()}
+        self._moving: set[str] = set()  # names of all that trained or was updated in a phase so far
+        self._note_moving()
         self._begun = 0  # phases, with the one that is open
         self._length = self._end = 0  # epochs of the phase begun last, and of the run up to its end
         self._phase: Phase | None = None
@@ -166,7 +167,8 @@ class Run:
         The stream of batches is told as the epoch found it, for the epoch draws from it as a whole.
         """
         named = _tensors(self.job.backbone)
-        changed = {name: value for name, value in named.items() if value._version != self._versions.get(name)}
+        frozen = {f"parameter/{name}" for name, _ in self.job.backbone.model.named_parameters()} - self._moving
+        changed = {name: value for name, value in named.items() if name not in frozen}
         streams = {f"stream/{name}": stream.get_state() for name, stream in self._streams.items()}
         return State(
             changed | (self._phase.state() if self._phase else {}) | streams | {"stream/batches": self._batches_begin},
@@ -202,6 +204,11 @@ class Run:
         self._length = next(self._lengths)
         self._end += self._length
         self._begun += 1
+        self._note_moving()
+
+    def _note_moving(self) -> None:
+        backbone = self.job.backbone
+        self._moving |= {f"parameter/{name}" for name in backbone.trained().keys() | backbone.updated().keys()}
 
     def _open_phase(self) -> Phase:
         self._current = self._within_phase.enter_context(without_frozen_layers(self._settled, self._length))
