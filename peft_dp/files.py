@@ -21,13 +21,13 @@ def write(path: Path, content: str | bytes, mode: int = READABLE) -> None:
 
     Args:
         path: The file.
-        content: What it is to hold; text is written in UTF-8.
+        content: What it is to hold; text is written in UTF-8, with escapes for bytes of names that are no UTF-8.
         mode: Mode of a file that is not there yet, less the umask.
 
     Raises:
         OSError: The file cannot be written; what it held before is left as it was.
     """
-    data = content.encode() if isinstance(content, str) else content
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     held = os.stat(path) if path.exists() else None
     if (held and not stat.S_ISREG(held.st_mode)) or os.path.realpath(path.parent).startswith(("/dev", "/proc")):
         with path.open("wb") as stream:

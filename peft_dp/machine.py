@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
+from peft_dp.validate import short
+
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
@@ -70,8 +72,15 @@ def worker_environment(index: int, workers: int) -> dict[str, str]:
 
 
 def worker_count() -> int:
-    """Return how many workers share this machine, this process among them."""
-    return int(os.environ.get("PEFT_DP_WORKERS", "1"))
+    """Return how many workers share this machine, this process among them.
+
+    Raises:
+        ValueError: `PEFT_DP_WORKERS` is set, and is no number of workers.
+    """
+    asked = os.environ.get("PEFT_DP_WORKERS", "1")
+    if not (asked.isascii() and asked.isdigit() and int(asked)):
+        raise ValueError(f"PEFT_DP_WORKERS must be a whole number of at least 1, not {short(asked)}: unset it")
+    return int(asked)
 
 
 def _cores() -> int:

@@ -22,6 +22,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Tests start dozens of processes; without bytecode each would compile every file of the project anew.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+os.environ.pop("PEFT_DP_WORKERS", None)  # a worker of pytest-xdist tests what one process alone does
 
 WORDS = ["the", "a", "film", "was", "not", "good", "bad", "dull", "fine", "we", "saw", "it", "and", "very", "but", "of"]
 

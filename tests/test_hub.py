@@ -20,12 +20,21 @@ from peft_dp.validate import Missing
 COMMIT = "0" * 40
 
 
+TEMPLATE = constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix(constants.ENDPOINT)
+"""Where a file lies at the hub's address."""
+
+
 @pytest.fixture
 def at(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
     """Puts the hub at an address; its cache is empty."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(hub, "SECONDS", 1.0)
-    return lambda address: monkeypatch.setattr(constants, "ENDPOINT", address)
+
+    def put(address: str) -> None:
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + TEMPLATE)
+
+    return put
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import os
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
+from io import TextIOWrapper
 
 import shtab
 
@@ -46,10 +47,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code, as `EXIT_CODES` says.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # what a terminal or a file cannot show is escaped, not an error
+            stream.reconfigure(errors="backslashreplace")
     try:
         options = parser().parse_args(arguments)
+        if sys.flags.optimize > 1:
+            raise ValueError("Python runs without docstrings, which transformers reads: unset PYTHONOPTIMIZE")
         reader.check_folder()
-        return int(options.run(options))
+        code = int(options.run(options))
+        sys.stdout.flush()
+        return code
     except FloatingPointError as error:
         print_error(error)
         return 1
@@ -63,8 +71,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_error("interrupted; records that were written stay, a run in progress left none")
         return 130
     except BrokenPipeError:  # as behind `| head`: the reader has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 0
+    except OSError as error:  # of standard output: what a verb writes or reads elsewhere it names itself
+        _drop_output()
+        print_error(f"{error.filename or 'standard output'}: {error.strerror}: make room, or send it elsewhere")
+        return 2
+
+
+def _drop_output() -> None:
+    """Have Python write what it still holds for standard output nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parser() -> ArgumentParser:

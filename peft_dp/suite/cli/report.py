@@ -55,8 +55,8 @@ def run(options: Namespace) -> int:
         parts = [render_table(found.verdicts, width=width, verbose=options.verbose, colour=colour)]
         parts += [f"{len(found.others)} records of what is no cell"] * bool(found.others)
         print("\n\n".join(part for part in parts if part))
-    for damaged in found.damaged:
-        print_error(damaged)
+    for fault in (*found.damaged, *found.differing):
+        print_error(fault)
     return int(any(verdict.status == "differs" for verdict in found.verdicts))
 
 

@@ -6,10 +6,9 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from peft_dp import code
 from peft_dp.records import Record
 from peft_dp.spec import Spec
-from peft_dp.suite.verdicts.folder import read_records
+from peft_dp.suite.verdicts.folder import is_current, read_records
 from peft_dp.validate import Missing
 
 _log = logging.getLogger(__name__)
@@ -30,7 +29,7 @@ class Collected:
         records, damaged = read_records(folder)
         for fault in damaged:
             _log.warning(fault)
-        ours = {path: record for path, record in records.items() if _current(record)}
+        ours = {path: record for path, record in records.items() if is_current(record)}
         self._found = {record.spec.digest: (path, record) for path, record in ours.items()}
         self._others = {record.spec.digest for record in records.values()} - self._found.keys()
 
@@ -50,11 +49,3 @@ class Collected:
             other = " but of other code" * any(spec.digest in self._others for spec in lacking)
             raise Missing(f"no record of seed {seeds}{other} in {self._folder}: run it there without --peft-collect")
         return [self._found[spec.digest][1] for spec in specs]
-
-
-def _current(record: Record) -> bool:
-    """Whether the source files that the run used are what they were."""
-    try:
-        return record.sources.get("code") == code.sha256(record.spec)
-    except ValueError:  # its task is none any more
-        return False

@@ -97,9 +97,10 @@ def check_printed() -> Callable[[Claim], None]:
     """Assert that a claim holds of the numbers that its paper prints."""
 
     def check(claim: Claim) -> None:
+        __tracebackhide__ = True
         pairs = claim.printed() or []
-        assert pairs
-        assert claim.holds(pairs), f"{claim.says} (section {claim.section}): {pairs}"
+        if not (pairs and claim.holds(pairs)):
+            raise AssertionError(f"{claim.says} (section {claim.section}): {pairs}")
 
     return check
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
+
+from peft_dp import machine
 
 BUDGETS = ("smoke", "small", "paper")
 
@@ -38,6 +41,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def check_options(config: pytest.Config) -> None:
     """Raise pytest.UsageError for a value that cannot work."""
     option = config.option
+    if sys.flags.optimize:
+        raise pytest.UsageError("Python runs without assertions, so that no test could fail: unset PYTHONOPTIMIZE")
+    if getattr(option, "dist", "no") == "each":
+        raise pytest.UsageError("--dist each would run every cell once per worker: leave it out, or take another")
+    try:
+        machine.worker_count()
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from None
     for name in ("peft_data", "peft_backbones"):
         folder = getattr(option, name)
         if folder is not None and not folder.is_dir():

@@ -34,14 +34,14 @@ class Summary:
 
     Attributes:
         config: The session's configuration.
-        verdicts: One per cell.
-        benchmarks: Entries of the benchmark file for what other processes ran.
+        verdicts: Cell's id -> its verdict, by the last test of it: a repeated test has run no other cell.
+        benchmarks: Test's id -> its entry of the benchmark file, for what other processes ran.
     """
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
-        self.verdicts: list[Verdict] = []
-        self.benchmarks: list[dict[str, Any]] = []
+        self.verdicts: dict[str, Verdict] = {}
+        self.benchmarks: dict[str, dict[str, Any]] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Build the verdict of a cell from its records."""
@@ -53,8 +53,8 @@ class Summary:
         if told["records"]:
             verdict = judge_cell(cell, [read(Path(path)) for path in told["records"]])
             if hasattr(report, "node"):
-                self.benchmarks.append(benchmarks.entry(report, verdict))
-        self.verdicts.append(verdict)
+                self.benchmarks[report.nodeid] = benchmarks.entry(report, verdict)
+        self.verdicts[cell.id] = verdict
 
     @cached_property
     def _cells(self) -> dict[str, Cell]:
@@ -64,7 +64,7 @@ class Summary:
     def pytest_sessionfinish(self) -> None:
         """Write the benchmark file of what other processes ran."""
         if self.benchmarks and self.config.option.benchmark_json:
-            benchmarks.write_file(self.config, self.benchmarks)
+            benchmarks.write_file(self.config, [*self.benchmarks.values()])
 
     @pytest.hookimpl(wrapper=True)
     def pytest_terminal_summary(
@@ -72,7 +72,7 @@ class Summary:
     ) -> Iterator[None]:
         """Print what benchmarks and verdicts have to say; on GitHub, add the verdicts to the job's summary."""
         yield
-        config, verdicts = self.config, sorted(self.verdicts, key=_place)
+        config, verdicts = self.config, sorted(self.verdicts.values(), key=_place)
         texts = config.stash[KEY].texts
         if not (verdicts or texts):
             return
@@ -85,8 +85,11 @@ class Summary:
             seconds = [epoch.seconds for verdict in verdicts for record in verdict.records for epoch in record.trail]
             terminalreporter.write_line(f"{sum(seconds):.0f} s of training; records: {config.stash[KEY].folder}")
         if verdicts and (summary := os.environ.get("GITHUB_STEP_SUMMARY")):
-            with Path(summary).open("a", encoding="utf-8") as file:
-                file.write(to_markdown(verdicts))
+            try:
+                with Path(summary).open("a", encoding="utf-8") as file:
+                    file.write(to_markdown(verdicts))
+            except OSError as error:
+                terminalreporter.write_line(f"peft-dp: GITHUB_STEP_SUMMARY {summary} was not written: {error.strerror}")
 
 
 def _place(verdict: Verdict) -> tuple[str, str, int, int]:

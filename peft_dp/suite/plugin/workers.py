@@ -20,6 +20,9 @@ def pytest_configure(config: pytest.Config) -> None:
         config.workeroutput["peft_texts"] = config.stash[KEY].texts  # type: ignore[attr-defined]  # pytest-xdist's
     elif config.getoption("dist", "no") == "no":
         return
+    for folder in filter(None, (option.peft_records, option.peft_data, option.peft_backbones)):
+        if not str(folder).isprintable():  # pytest-xdist hands names to workers in UTF-8
+            raise pytest.UsageError(f"-n takes no folder of an unprintable name, such as {str(folder)!r}: leave out -n")
     for name in ("save", "autosave", "compare"):
         if getattr(option, f"benchmark_{name}"):
             raise pytest.UsageError(f"--benchmark-{name} needs one process: leave out -n, or use --benchmark-json")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
+from peft_dp import code
 from peft_dp.records import Record, read
 from peft_dp.suite import papers
 from peft_dp.suite.verdicts.cells import Verdict, judge_cell
@@ -22,20 +24,22 @@ class Folder:
 
     Attributes:
         path: The folder.
-        verdicts: One a cell that has records, in the order of the tables; a seed that ran more than once counts once,
-            as it ran last.
+        verdicts: One per cell that has records, in the order of the tables; a seed that ran more than once counts once,
+            see `read_records`.
         others: Records of what is no cell: rows on another backbone or task, or of tables since changed.
         damaged: Files that are no records, each with what is wrong.
+        differing: Runs of which several records differ, each with the file that counts.
     """
 
     path: Path
     verdicts: Sequence[Verdict]
     others: Sequence[Record]
     damaged: Sequence[str]
+    differing: Sequence[str]
 
 
 def read_folder(folder: Path) -> Folder:
-    """Reads every record under a folder and holds it against its cell.
+    """Read every record under a folder and hold it against its cell.
 
     Raises:
         ValueError: There is no such folder, or no record in it.
@@ -51,11 +55,14 @@ def read_folder(folder: Path) -> Folder:
             known.add(digest)
             verdicts.append(judge_cell(cell, [of_cell[seed] for seed in sorted(of_cell)]))
     others = [record for digest, seeds in runs.items() if digest not in known for record in seeds.values()]
-    return Folder(path=folder, verdicts=verdicts, others=others, damaged=damaged)
+    return Folder(path=folder, verdicts=verdicts, others=others, damaged=damaged, differing=_differing(records))
 
 
 def read_records(folder: Path) -> tuple[dict[Path, Record], list[str]]:
-    """Every record under a folder with its file, the newest last; and what is wrong with files that are none.
+    """Return every record under a folder with its file, and what is wrong with files that are none.
+
+    Of several records of one run the one that counts comes last: one that the source files here would make again before
+    one of other code, then the newest. A date that is still to come is no date.
 
     Raises:
         ValueError: There is no such folder, or no record in it.
@@ -66,6 +73,8 @@ def read_records(folder: Path) -> tuple[dict[Path, Record], list[str]]:
     damaged: list[str] = []
     for path in sorted(folder.rglob("*.json")):
         try:
+            if not path.is_file():  # reading a pipe would wait for ever
+                raise ValueError(f"{path} is no file")
             record = read(path)
             if lacking := [name for name in WHOLE if name not in record.values | record.cost]:
                 raise ValueError(f"{path} is not the record of a whole run: it has no {lacking[0]}")
@@ -77,11 +86,41 @@ def read_records(folder: Path) -> tuple[dict[Path, Record], list[str]]:
     if not records:
         whole = f", but {len(damaged)} damaged: {damaged[0]}" if damaged else ""
         raise ValueError(f"{folder} holds no whole record{whole}")
-    return dict(sorted(records.items(), key=lambda one: str(one[1].environment.get("date", "")))), damaged
+    now = datetime.now(UTC).isoformat()
+
+    def rank(one: tuple[Path, Record]) -> tuple[bool, str]:
+        date = str(one[1].environment.get("date", ""))
+        return is_current(one[1]), date if date <= now else ""
+
+    return dict(sorted(records.items(), key=rank)), damaged
+
+
+def is_current(record: Record) -> bool:
+    """Return whether the source files that the run used are what they were."""
+    try:
+        return record.sources.get("code") == code.sha256(record.spec)
+    except ValueError:  # its method or task is none any more
+        return False
+
+
+def _differing(records: Mapping[Path, Record]) -> list[str]:
+    """Return a sentence for each run of which several records differ in more than time, memory and key."""
+    runs: dict[str, list[tuple[Path, Record]]] = defaultdict(list)
+    for path, record in records.items():
+        runs[record.spec.digest].append((path, record))
+    found = []
+    for some in runs.values():
+        results = [record.result() | {"key": ""} for _, record in some]
+        if any(result != results[0] for result in results):
+            path, record = some[-1]
+            what = f"{record.spec.method} on {record.spec.task}, seed {record.spec.seed}"
+            scores = ", ".join(sorted({f"{one.values['score']:.2f}" for _, one in some}))
+            found.append(f"{what}: {len(some)} records differ (scores {scores}); {path} counts")
+    return found
 
 
 def by_spec(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Digest of the spec of seed 0 -> its records, in their order."""
+    """Return digest of the spec of seed 0 -> its records, in their order."""
     found: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         found[record.spec.seeded(0).digest].append(record)

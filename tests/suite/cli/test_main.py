@@ -706,3 +706,45 @@ def test_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None
 
     assert caught.value.code == 2
     assert "usage: peft-dp" in capsys.readouterr().err
+
+
+def typed(tmp_path: Path, words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run what a shell runs."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "PYTHONPATH": str(Path(peft_dp.__file__).parents[1])} | variables
+    command = words.replace("peft-dp", f"{sys.executable} -m peft_dp")
+    return subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("words", ["peft-dp list > /dev/full", "peft-dp show slash/table2/slash-d1024/rte > /dev/full"])
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_full_output(tmp_path: Path, words: str) -> None:
+    """Output that finds no room is 2, in one sentence."""
+    done = typed(tmp_path, words)
+
+    assert done.returncode == 2
+    assert done.stderr == "peft-dp: standard output: No space left on device: make room, or send it elsewhere\n"
+
+
+def test_ascii(tmp_path: Path) -> None:
+    """A terminal that shows ASCII only has the rest escaped."""
+    done = typed(tmp_path, "peft-dp list none/\u00fc", PYTHONIOENCODING="ascii:strict", PYTHONUTF8="0")
+
+    assert done.returncode == 2
+    assert done.stderr.startswith("peft-dp: no id starts with 'none/\\xfc'")
+
+
+def test_workers_that_are_no_number(tmp_path: Path) -> None:
+    """A number of workers that is none is refused by its variable's name."""
+    done = typed(tmp_path, "peft-dp run embedded/smoke/head/sentiment", PEFT_DP_WORKERS="abc")
+
+    assert done.returncode == 2
+    assert done.stderr == "peft-dp: PEFT_DP_WORKERS must be a whole number of at least 1, not 'abc': unset it\n"
+
+
+def test_without_docstrings(tmp_path: Path) -> None:
+    """Python without docstrings, which transformers reads, is refused; without assertions the verbs work."""
+    refused, listed = (typed(tmp_path, "peft-dp list khan/", PYTHONOPTIMIZE=level) for level in "21")
+
+    assert (refused.returncode, listed.returncode) == (2, 0)
+    assert "Python runs without docstrings" in refused.stderr

@@ -244,6 +244,7 @@ def test_killed(submit: Callable[..., int], places: Places, pace: Pace, records:
 def test_interrupted(submit: Callable[..., int], pace: Pace, records: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Ctrl-C ends the jobs after their step, and the verb with 130; their state is kept."""
     pace.hold()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
 
     def interrupt() -> None:
         pace.held()

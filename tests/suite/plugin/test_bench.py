@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -209,6 +211,34 @@ def test_option_that_cannot_work(tmp_path: Path, arguments: tuple[str, ...], wor
     assert len(said) == 1
     assert "Traceback" not in outcome.text
     assert not outcome.benchmarks
+
+
+@pytest.mark.parametrize(
+    ("variables", "arguments", "words"),
+    [
+        ({"PEFT_DP_WORKERS": "abc"}, (), "PEFT_DP_WORKERS must be a whole number of at least 1, not 'abc': unset it"),
+        ({}, ("-n", "2", "--dist", "each"), "--dist each would run every cell once per worker: leave it out"),
+    ],
+    ids=["workers", "each"],
+)
+def test_surroundings_that_cannot_work(
+    variables: dict[str, str], arguments: tuple[str, ...], words: str, tmp_path: Path
+) -> None:
+    """What cannot work in a session's surroundings ends it before its first test, in one sentence."""
+    done = pytest_session("bench", "--peft-records", tmp_path, *arguments, **variables)
+
+    assert done.code == 4
+    assert words in done.text
+    assert "Traceback" not in done.text
+
+
+def test_without_assertions() -> None:
+    """Python without assertions, under which no test could fail, is refused."""
+    command = [sys.executable, "-O", "-m", "pytest", "bench", "-p", "no:cacheprovider"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+    assert done.returncode == 4
+    assert "Python runs without assertions, so that no test could fail: unset PYTHONOPTIMIZE" in done.stderr
 
 
 def test_nothing_selected(tmp_path: Path) -> None:

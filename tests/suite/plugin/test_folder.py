@@ -25,7 +25,7 @@ from peft_dp.suite import papers
 from peft_dp.suite.cli.main import main
 from peft_dp.training.job import Job, Sources, build, cross_entropy
 
-from ...processes import ROOT, Done, pytest_session
+from ...processes import ROOT, Done, pytest_session, run_module
 from .test_bench import CELLS
 
 Make = Callable[..., Spec]
@@ -301,6 +301,51 @@ def test_full_disk_in_a_session(places: Places, tmp_path: Path) -> None:
     assert (done.code, 1) == (2, len(said))
     assert "Traceback" not in done.text
     assert not list((tmp_path / "records").iterdir())
+
+
+REPEATED = f"""{CELLS}
+
+@pytest.mark.parametrize("time", [1, 2, 3])
+@pytest.mark.parametrize("cell", [Cell(table=TABLE, row=TABLE.rows[0], task="sentiment")], ids=str)
+def test_again(cell, time, check):
+    check(cell)
+"""
+
+
+def test_repeated(places: Places, tmp_path: Path) -> None:
+    """A cell that several tests run counts once."""
+    done = session(tmp_path, REPEATED, places, "-k", "again", "--peft-seeds", 1)
+
+    assert "3 passed" in done.text
+    assert "1 cells: ours/expected" in done.text
+
+
+def test_summary_that_cannot_be_written(places: Places, tmp_path: Path) -> None:
+    """A summary of GitHub's that cannot be written is said, and leaves a green session green."""
+    (tmp_path / "test_made_up.py").write_text(CELLS)
+    words = ["-p", "peft_dp.suite.plugin", "--peft-records", tmp_path / "records", "--peft-backbones", places.backbones]
+    words += ["test_made_up.py", "-k", "right", "--peft-seeds", 1]
+    done = pytest_session(*words, cwd=tmp_path, GITHUB_STEP_SUMMARY=str(tmp_path / "gone" / "summary.md"))
+
+    assert done.code == 0
+    assert f"GITHUB_STEP_SUMMARY {tmp_path / 'gone' / 'summary.md'} was not written: No such file" in done.text
+
+
+def test_folder_that_is_not_utf8(places: Places, tmp_path: Path) -> None:
+    """A folder whose name is no UTF-8 works like any other, but for several workers, which refuse it at once."""
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/rec\xff"))
+    folder.mkdir()
+    (tmp_path / "test_made_up.py").write_text(CELLS)
+    words = ["-p", "peft_dp.suite.plugin", "--peft-records", folder, "--peft-backbones", places.backbones]
+    words += ["test_made_up.py", "-k", "right", "--peft-seeds", 1]
+    one, several = (pytest_session(*words, *more, cwd=tmp_path) for more in ((), ("-n", 2)))
+    html = tmp_path / "report.html"
+
+    assert one.code == 0, one.text
+    assert several.code == 4
+    assert "-n takes no folder of an unprintable name, such as " in several.text
+    assert 0 == run_module("peft_dp", "report", folder, "--html", html, cwd=tmp_path, environment=os.environ).code
+    assert "rec\\udcff" in html.read_text()
 
 
 @pytest.mark.parametrize(("error", "code"), [(FloatingPointError, 1), (ValueError, 2)])

@@ -32,7 +32,11 @@ PRIVACY = Privacy(epsilon=8.0, delta=1e-3)
 
 @pytest.fixture(autouse=True)
 def no_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No run is a cell's, so that no table needs to be read."""
+    """No run is a cell's: the only table has no row."""
+    table = tmp_path / "expected" / "no" / "rows.json"
+    table.parent.mkdir(parents=True)
+    texts = {"paper": "no", "table": "rows", "title": "Empty", "source": "a test", "budget": "smoke"}
+    table.write_text(json.dumps(texts | {"defaults": {}, "tasks": {}, "rows": []}))
     monkeypatch.setattr(reader, "FOLDER", tmp_path / "expected")
 
 

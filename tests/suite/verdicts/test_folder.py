@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from peft_dp import Record
+from peft_dp import Record, code
 from peft_dp.records import Records
 from peft_dp.spec import Spec
 from peft_dp.suite import papers
@@ -171,3 +172,38 @@ def test_no_whole_run(keep: Keep, tables: None, tmp_path: Path, lacks: str) -> N
 
     assert [f"{path} is not the record of a whole run: it has no {lacks}"] == found.damaged
     assert [0] == [record.spec.seed for verdict in found.verdicts for record in verdict.records]
+
+
+def test_pipe(keep: Keep, tables: None, tmp_path: Path) -> None:
+    """A pipe among the records is named, and not waited for."""
+    keep(papers.cells()[0].spec)
+    os.mkfifo(tmp_path / "records" / "pipe.json")
+
+    assert [f"{tmp_path / 'records' / 'pipe.json'} is no file"] == read_folder(tmp_path / "records").damaged
+
+
+def test_which_counts(keep: Keep, tables: None, tmp_path: Path) -> None:
+    """Of several records of a run one made by the files that are here counts, then the newest that is not to come."""
+    spec = papers.cells()[0].spec
+    made = {"1": "2026-01-01", "2": "2026-03-01", "3": "2999-01-01"}
+    for score, date in made.items():
+        keep(spec, score=float(score), key=score, date=f"{date}T00:00:00+00:00")
+    (newest,) = read_folder(tmp_path / "records").verdicts
+    current = keep(spec, score=4.0, key="4", date="2025-01-01T00:00:00+00:00")
+    data = json.loads(current.read_text())
+    current.write_text(json.dumps(data | {"sources": {"code": code.sha256(spec)}}))
+    found = read_folder(tmp_path / "records")
+
+    assert [2.0] == [record.values["score"] for record in newest.records]
+    assert [4.0] == [record.values["score"] for record in found.verdicts[0].records]
+    assert [
+        f"{spec.method} on {spec.task}, seed 0: 4 records differ (scores 1.00, 2.00, 3.00, 4.00); {current} counts"
+    ] == found.differing
+
+
+def test_alike_do_not_differ(keep: Keep, tables: None, tmp_path: Path) -> None:
+    """Records of one run that say the same are no news."""
+    for key in "12":
+        keep(papers.cells()[0].spec, key=key)
+
+    assert [] == read_folder(tmp_path / "records").differing
