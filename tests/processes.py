@@ -85,7 +85,7 @@ def _become(words: Sequence[str], cwd: str, output: Connection, environment: Map
     """Turn this process into the one that is asked for."""
     for stream in (1, 2):
         os.dup2(output.fileno(), stream)
-    sys.stdout, sys.stderr = (open(stream, "w", buffering=1, closefd=False) for stream in (1, 2))
+    sys.stdout, sys.stderr = (open(stream, "w", buffering=1, closefd=False) for stream in (1, 2))  # noqa: SIM115
     output.close()
     os.environ.clear()
     os.environ.update(environment)
