@@ -21,7 +21,9 @@ from peft_dp.suite import papers
 from peft_dp.suite.papers.cell import Cell
 from peft_dp.suite.papers.claim import Claim
 from peft_dp.suite.papers.table import Row, Table, table_files
-from peft_dp.suite.report.figures import UNITS, Figure, of_table, ours, plain
+from peft_dp.suite.report.figures.drawing import QUANTITIES, Figure, json_values
+from peft_dp.suite.report.figures.every import table_figures
+from peft_dp.suite.report.figures.values import our_mean
 from peft_dp.suite.report.table import SIGNS, spent
 from peft_dp.suite.verdicts.cells import Status, Verdict
 from peft_dp.suite.verdicts.claims import judge_claim
@@ -103,7 +105,7 @@ def page(folder: Folder) -> str:
         untouched=_untouched(blocks),
         claims=_claims(folder.verdicts),
         signs=SIGNS,
-        units={quantity: title for quantity, (title, _) in UNITS.items()},
+        units={quantity: title for quantity, (title, _) in QUANTITIES.items()},
         claimed=CLAIMED,
         others=[(alike[0].spec, alike) for alike in by_spec(folder.others).values()],
         runs=_environments(records),
@@ -144,10 +146,10 @@ def shown(verdict: Verdict, quantities: Sequence[str]) -> list[Shown]:
 
 
 def _shown(verdict: Verdict, quantity: str) -> Shown:
-    cell, unit = verdict.cell, UNITS[quantity][1]
+    cell, unit = verdict.cell, QUANTITIES[quantity][1]
     expect, finding = cell.expect.get(quantity), verdict.finding(quantity)
     printed = expect.value if expect else finding.expected if finding else None
-    value = ours(verdict, quantity)
+    value = our_mean(verdict, quantity)
     return Shown(
         ours="" if value is None else number(value / unit, 1 if value < 1e3 * unit else 0),
         theirs="" if printed is None else number(printed / unit, 1 if printed < 1e3 * unit else 0),
@@ -157,7 +159,7 @@ def _shown(verdict: Verdict, quantity: str) -> Shown:
 
 def trained(verdict: Verdict) -> float | None:
     """How many values a cell trains: as counted, else as printed."""
-    found, expect = ours(verdict, "trainable"), verdict.cell.expect.get("trainable")
+    found, expect = our_mean(verdict, "trainable"), verdict.cell.expect.get("trainable")
     return expect.value if found is None and expect else found
 
 
@@ -202,14 +204,14 @@ def _blocks(verdicts: Sequence[Verdict]) -> list[Block]:
         table = cells[0].table
         by_place = {(cell.row.id, cell.task): cell for cell in cells}
         held = [ran[cell.id] for cell in cells if cell.id in ran]
-        scores = any(ours(verdict, "score") is not None for verdict in held)
-        asked = [name for name in UNITS if any(name in cell.expect for cell in cells)]
+        scores = any(our_mean(verdict, "score") is not None for verdict in held)
+        asked = [name for name in QUANTITIES if any(name in cell.expect for cell in cells)]
         blocks.append(
             Block(
                 table=table,
-                quantities=asked or (["score"] if scores else [name for name in UNITS if name != "score"]),
+                quantities=asked or (["score"] if scores else [name for name in QUANTITIES if name != "score"]),
                 verdicts={row.id: _line(row, table, by_place, ran) for row in table.rows},
-                figures=of_table(held),
+                figures=table_figures(held),
             )
         )
     return blocks
@@ -303,7 +305,7 @@ def _environments(records: Sequence[Record]) -> Environments:
 
 def _in_script(value: Any) -> str:
     """JSON that may stand in a script element: no "<" can end it or open a comment."""
-    text = json.dumps(plain(value), allow_nan=False, separators=(",", ":"))
+    text = json.dumps(json_values(value), allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c")
 
 

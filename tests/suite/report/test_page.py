@@ -25,7 +25,11 @@ from peft_dp.records import Records
 from peft_dp.suite import papers
 from peft_dp.suite.cli.main import main
 from peft_dp.suite.papers.cell import Cell
-from peft_dp.suite.report.figures import Figure, of_table, ours, paired, spent
+from peft_dp.suite.report.figures.drawing import Figure
+from peft_dp.suite.report.figures.every import table_figures
+from peft_dp.suite.report.figures.price import paired
+from peft_dp.suite.report.figures.spending import epsilon_over_steps
+from peft_dp.suite.report.figures.values import our_mean
 from peft_dp.suite.report.page import page
 from peft_dp.suite.verdicts.cells import Verdict, judge_cell
 from peft_dp.suite.verdicts.folder import read_folder
@@ -398,7 +402,7 @@ def test_of_real_runs(
 
 def figures(table: str) -> dict[str, Figure]:
     """The figures of a table's made-up verdicts, by name."""
-    return {figure.name: figure for figure in of_table(verdicts(table, seeds=2))}
+    return {figure.name: figure for figure in table_figures(verdicts(table, seeds=2))}
 
 
 @pytest.mark.parametrize("table", ["embedded/smoke", "slash/table5"])
@@ -432,7 +436,7 @@ def test_relative_change() -> None:
     assert len(pairs) == sum(len(bar["x"]) for bar in bars)
     for bar in bars:
         for name, change in zip(bar["ids"], bar["x"], strict=True):
-            without, private = (ours(verdict, "epoch_seconds") for verdict in pairs[name])
+            without, private = (our_mean(verdict, "epoch_seconds") for verdict in pairs[name])
             assert without
             assert private == pytest.approx(without * (1 + change / 100))
 
@@ -446,7 +450,7 @@ def test_epsilon_over_steps() -> None:
     accountant = create_accountant("prv")
     accountant.history = [(1.0, 0.1, 200)]
     ledger = (record.ledger or {}) | {"epsilon": accountant.get_epsilon(delta=1e-5), "accountant": "prv", "delta": 1e-5}
-    steps, epsilons = spent(replace(record, ledger=ledger))
+    steps, epsilons = epsilon_over_steps(replace(record, ledger=ledger))
 
     assert steps[0] == epsilons[0] == 0
     assert (steps[-1], epsilons[-1]) == (200, ledger["epsilon"])
@@ -484,7 +488,7 @@ def test_figure_without_records(tmp_path: Path) -> None:
 
     assert drawn == {"cost"}
     assert {*re.findall(r"No figure “(.+?)”", text)} == {
-        figure.title for figure in of_table(read_folder(tmp_path).verdicts) if figure.name not in drawn
+        figure.title for figure in table_figures(read_folder(tmp_path).verdicts) if figure.name not in drawn
     }
 
 
