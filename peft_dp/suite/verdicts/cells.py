@@ -13,7 +13,7 @@ at 5 %) that another sample of dev examples would move it as far; else it is und
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, nan, sqrt
 from statistics import NormalDist, fmean, variance
 from typing import Literal
@@ -340,12 +340,16 @@ def _listed(seeds: Sequence[int]) -> str:
 
 
 def spread_over_seeds(cell: Cell, recorded: Mapping[str, Mapping[str, list[float]]], theirs: Sequence[float]) -> Spread:
-    """The spread over seeds of recorded scores or losses."""
-    private = {row.id: "privacy" in row.spec for row in cell.table.rows}
+    """Return the spread over seeds of recorded scores or losses, pooled over rows that are private as the cell is."""
+    private = {
+        row.id: replace(cell, row=row).spec.privacy is not None
+        for row in cell.table.rows
+        if row.id in recorded and cell.task in row.cells
+    }
     alike = [
         tasks[cell.task]
         for row, tasks in recorded.items()
-        if cell.task in tasks and private.get(row) == private[cell.row.id]
+        if cell.task in tasks and private.get(row) == (cell.spec.privacy is not None)
     ]
     freedom = sum(len(scores) - 1 for scores in alike)
     square = sum((len(scores) - 1) * variance(scores) for scores in alike) / freedom

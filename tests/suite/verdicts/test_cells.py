@@ -94,6 +94,19 @@ def test_private_rows_are_pooled_apart(cell: Callable[..., Cell], records: Calla
     assert finding.allowed == pytest.approx(float(t.ppf(0.9995, 4)) * sqrt(2.5) * sqrt(1.2) + 0.1)
 
 
+def test_private_by_the_table(cell: Callable[..., Cell], records: Callable[..., list[Record]]) -> None:
+    """Whether a row is private is decided by its whole spec: here the table's, which one row sets aside."""
+    recorded = {"row": {"sentiment": FIVE}, "plain": {"sentiment": [10.0, 30.0, 50.0, 70.0, 90.0]}}
+    made = cell(recorded=recorded)
+    row, plain = made.table.rows
+    privacy = {"privacy": {"epsilon": 1.0, "delta": 0.1}}
+    rows = [row, replace(plain, spec={"privacy": None})]
+    table = replace(made.table, defaults=made.table.defaults | privacy, rows=rows)
+    finding = only(judge_cell(replace(made, table=table), records(72.0)))
+
+    assert finding.allowed == pytest.approx(float(t.ppf(0.9995, 4)) * sqrt(2.5) * sqrt(1.2) + 0.1)
+
+
 def test_seeds_without_spread(cell: Callable[..., Cell], records: Callable[..., list[Record]]) -> None:
     """Seeds that all scored alike leave half a step of the dev set: one example more or less is off."""
     same = cell(recorded={"row": {"sentiment": [70.0] * 5}}, dev=50)
