@@ -31,6 +31,7 @@ def run(options: Namespace) -> int:
     from peft_dp.suite.verdicts.cells import judge_cell
 
     cell = papers.find(options.id)
+    cell.check_settings()
     records = Records(options.records)
     own = {"backbone": cell.spec.backbone, "task": cell.spec.task}
     others = {name: value for name in own if (value := getattr(options, name)) not in (None, own[name])}

@@ -60,6 +60,15 @@ class Cell:
             fields = merged(fields, layer)
         return from_json(fields, where=self.id)
 
+    def check_settings(self) -> None:
+        """Raise ValueError, naming file, row and field, if the row's method does not take its settings."""
+        from peft_dp import methods  # whose files import torch
+
+        try:
+            methods.make(self.spec.method, self.spec.config)
+        except ValueError as error:
+            raise ValueError(f"expected/{self.table.address}.json, row {short(self.row.id)}: {error}") from None
+
     def specs(self, seeds: int | None = None) -> list[Spec]:
         """One spec a seed, 0 to `seeds` - 1; None for as many as the table asks for."""
         return [self.spec.seeded(seed) for seed in range(seeds or self.table.seeds)]

@@ -63,6 +63,10 @@ def check(
     def check(cell: Cell) -> None:
         __tracebackhide__ = True  # the message says all
         try:
+            cell.check_settings()
+        except ValueError as error:
+            pytest.fail(str(error), pytrace=False)
+        try:
             records = benchmark.pedantic(records_of, args=(cell,), rounds=1, iterations=1)
         except Missing as missing:
             tell(cell, [], str(missing))

@@ -11,6 +11,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
+from peft_dp import methods, registry
 from peft_dp.suite import papers
 from peft_dp.suite.papers import reader, recorded
 from peft_dp.suite.papers.schema import schemas
@@ -158,7 +159,7 @@ def test_takes_what_the_reader_takes(paper: Path) -> None:
     path = paper / TABLE
     data: Any = json.loads(path.read_text(encoding="utf-8"))
     del data["$schema"]
-    data["rows"][-1]["tasks"]["sst2"] = {"privacy": None, "config": {"nested": [1, {"deep": None}]}, "train": 100}
+    data["rows"][-1]["tasks"]["sst2"] = {"privacy": None, "config": {"bottleneck": 8}, "train": 100}
     path.write_text(json.dumps(data))
     validate(path, "table.schema.json")
     read()
@@ -172,3 +173,72 @@ def test_written_files_name_their_schema(paper: Path) -> None:
 
     assert path.read_text(encoding="utf-8").splitlines()[1] == ' "$schema": "../recorded.schema.json",'
     validate(path, "recorded.schema.json")
+
+
+SETTINGS = [
+    (method, field.alias or name)
+    for method in registry.names("methods")
+    for name, field in methods.load(method).Config.model_fields.items()
+]
+
+
+def settings_of(paper: Path, method: str, config: object) -> Path:
+    """Have the second row of the paper's table name a method and its settings; give the file."""
+    path = paper / TABLE
+    data = json.loads(path.read_text(encoding="utf-8"))
+    data["rows"][1]["spec"] |= {"method": method, "config": config}
+    path.write_text(json.dumps(data))
+    return path
+
+
+@pytest.mark.parametrize(("method", "setting"), [*SETTINGS, *((name, "no_setting") for name in registry.names("methods"))])
+def test_settings_of_methods(paper: Path, method: str, setting: str) -> None:
+    """A setting of another type or a misspelt one is refused by the schema, and by file, row and field before a run."""
+    example = methods.load(method).EXAMPLE.model_dump(mode="json")
+    path = settings_of(paper, method, example)
+    validate(path, "table.schema.json")
+    row = json.loads(path.read_text(encoding="utf-8"))["rows"][1]["id"]
+    cell = next(cell for cell in papers.cells() if cell.row.id == row)
+    cell.check_settings()
+    settings_of(paper, method, example | {setting: {"of": "another type"}})
+    cell = next(cell for cell in papers.cells() if cell.row.id == row)
+
+    with pytest.raises(ValidationError):
+        validate(path, "table.schema.json")
+    with pytest.raises(ValueError, match=f"^expected/dp_bitfit/comparison.json, row '{row}': .*{setting}"):
+        cell.check_settings()
+
+
+@pytest.mark.parametrize(
+    ("method", "config"),
+    [
+        ("bitfit", {"pooler": "false"}),
+        ("lora", {"rank": 2.5}),
+        ("diff_pruning", {"structured": "false"}),
+        ("spafit", {"frozen": 0.5}),
+    ],
+)
+def test_settings_that_passed(paper: Path, method: str, config: dict[str, object]) -> None:
+    """So are these, which were once taken."""
+    example = methods.load(method).EXAMPLE.model_dump(mode="json")
+    path = settings_of(paper, method, example | config)
+    row = json.loads(path.read_text(encoding="utf-8"))["rows"][1]["id"]
+
+    with pytest.raises(ValidationError):
+        validate(path, "table.schema.json")
+    with pytest.raises(ValueError, match=f"field '{next(iter(config))}': Input should be a valid "):
+        next(cell for cell in papers.cells() if cell.row.id == row).check_settings()
+
+
+def test_settings_of_tasks(paper: Path) -> None:
+    """What a row sets for one task is held to the row's method too."""
+    path = settings_of(paper, "lora", {"rank": 2})
+    data = json.loads(path.read_text(encoding="utf-8"))
+    data["rows"][1]["tasks"] = {"sst2": {"config": {"alpha": 4}}}
+    path.write_text(json.dumps(data))
+    validate(path, "table.schema.json")
+    data["rows"][1]["tasks"] = {"sst2": {"config": {"alpa": 4}}}
+    path.write_text(json.dumps(data))
+
+    with pytest.raises(ValidationError):
+        validate(path, "table.schema.json")
