@@ -90,7 +90,7 @@ def _spoil(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
         (lambda path: _spoil(path, lambda data: data.pop("values")), "field 'values': field required"),
         (lambda path: _spoil(path, lambda data: data.update(note="x")), "field 'note': unexpected keyword argument"),
         (lambda path: _spoil(path, lambda data: data["values"].update(score="high")), "field 'values.score'"),
-        (lambda path: _spoil(path, lambda data: data["spec"].update(epochs=0)), "epochs must be a finite number"),
+        (lambda path: _spoil(path, lambda data: data["spec"].update(epochs=0)), "epochs must be a whole number"),
         (lambda path: _spoil(path, lambda data: data["trail"][0].pop("loss")), "field 'trail.0.loss'"),
         (
             lambda path: _spoil(path, lambda data: data["ledger"].pop("epsilon")),

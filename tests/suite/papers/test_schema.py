@@ -191,7 +191,9 @@ def settings_of(paper: Path, method: str, config: object) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("method", "setting"), [*SETTINGS, *((name, "no_setting") for name in registry.names("methods"))])
+@pytest.mark.parametrize(
+    ("method", "setting"), [*SETTINGS, *((name, "no_setting") for name in registry.names("methods"))]
+)
 def test_settings_of_methods(paper: Path, method: str, setting: str) -> None:
     """A setting of another type or a misspelt one is refused by the schema, and by file, row and field before a run."""
     example = methods.load(method).EXAMPLE.model_dump(mode="json")
