@@ -501,7 +501,7 @@ def test_killed_at_random_moments(tmp_path: Path, table: list[list[str]], cell: 
         process.join()
         if process.exitcode == -signal.SIGKILL:
             states = [checkpoints._state(path).values for path in folder.glob("*.safetensors")]
-            kept += [sum(epoch["steps"] for epoch in s["epochs"]) + s["tally"]["steps"] for s in states] or [0]
+            kept += [sum(epoch["steps"] for epoch in s["trail"]) + s["tally"]["steps"] for s in states] or [0]
         else:
             assert process.exitcode == 0
             (path,) = folder.iterdir()
