@@ -35,6 +35,7 @@ from peft_dp.suite.verdicts.bands import (
     prior,
     resolution,
 )
+from peft_dp.validate import short
 
 Status = Literal["reproduced", "undecided", "amber", "differs", "known difference", "not run"]
 
@@ -134,14 +135,14 @@ def judge_cell(cell: Cell, records: Sequence[Record]) -> Verdict:
     """The verdict of a cell from its records, one a seed.
 
     Raises:
-        ValueError: Nothing is expected of the cell, so no run could fail it.
+        ValueError: Nothing is expected of the cell, so no run could fail it; or a quantity that a record lacks.
     """
+    asserted = [name for name, expect in cell.expect.items() if expect.asserted and name != "score"]
+    for name in asserted:
+        if any(name not in record.values for record in records):
+            raise ValueError(f"{cell.id} expects {short(name)}, which a record of it does not have")
     scores = [record.values["score"] for record in records]
-    findings = [
-        _printed(name, expect, fmean(record.values[name] for record in records))
-        for name, expect in cell.expect.items()
-        if expect.asserted and name != "score"
-    ]
+    findings = [_printed(name, cell.expect[name], fmean(r.values[name] for r in records)) for name in asserted]
     findings += [*judge_score(cell, scores), *_loss(cell, records), *_alarm(cell, scores)]
     if not findings and not cell.expect:
         raise ValueError(f"{cell.id} has no expectation: print one in its table or record one with `peft-dp bless`")
