@@ -516,7 +516,8 @@ def test_report_of_damaged_records(examples: int, folder: Path) -> None:
         path.write_bytes(content)
         code, said = command("report", "records")
         assert code in (0, 1)
-        assert not said or is_sentence(said.removesuffix("\n"), path.relative_to(folder)), said[:2000]
+        # It may be wrong, and differ from the one beside it.
+        assert all(is_sentence(line, path.relative_to(folder)) for line in said.splitlines()), said[:2000]
 
     holds(good)
     fuzz(examples, turned(good), holds)

@@ -131,18 +131,27 @@ class Verdict:
         return "\n".join([*lines, f"again: peft-dp run {self.cell.id}"])
 
 
+def _asserted(cell: Cell) -> list[str]:
+    return [name for name, expect in cell.expect.items() if expect.asserted and name != "score"]
+
+
+def lacking(cell: Cell, records: Sequence[Record]) -> str:
+    """Return a sentence about the first quantity that is expected of a cell and that a record lacks; empty without."""
+    lacks = (name for name in _asserted(cell) if any(name not in record.values for record in records))
+    name = next(lacks, None)
+    return f"{cell.id} expects {short(name)}, which a record of it does not have" if name is not None else ""
+
+
 def judge_cell(cell: Cell, records: Sequence[Record]) -> Verdict:
     """The verdict of a cell from its records, one a seed.
 
     Raises:
         ValueError: Nothing is expected of the cell, so no run could fail it; or a quantity that a record lacks.
     """
-    asserted = [name for name, expect in cell.expect.items() if expect.asserted and name != "score"]
-    for name in asserted:
-        if any(name not in record.values for record in records):
-            raise ValueError(f"{cell.id} expects {short(name)}, which a record of it does not have")
+    if fault := lacking(cell, records):
+        raise ValueError(fault)
     scores = [record.values["score"] for record in records]
-    findings = [_printed(name, cell.expect[name], fmean(r.values[name] for r in records)) for name in asserted]
+    findings = [_printed(name, cell.expect[name], fmean(r.values[name] for r in records)) for name in _asserted(cell)]
     findings += [*judge_score(cell, scores), *_loss(cell, records), *_alarm(cell, scores)]
     if not findings and not cell.expect:
         raise ValueError(f"{cell.id} has no expectation: print one in its table or record one with `peft-dp bless`")

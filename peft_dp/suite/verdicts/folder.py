@@ -12,7 +12,7 @@ from pathlib import Path
 from peft_dp import code
 from peft_dp.records import Record, read
 from peft_dp.suite import papers
-from peft_dp.suite.verdicts.cells import Verdict, judge_cell
+from peft_dp.suite.verdicts.cells import Verdict, judge_cell, lacking
 
 WHOLE = ("score", "epoch_seconds", "peak_bytes")
 """Quantities that every run measures."""
@@ -27,7 +27,7 @@ class Folder:
         verdicts: One per cell that has records, in the order of the tables; a seed that ran more than once counts once,
             see `read_records`.
         others: Records of what is no cell: rows on another backbone or task, or of tables since changed.
-        damaged: Files that are no records, each with what is wrong.
+        damaged: Files that are no records and cells that cannot be judged, each with what is wrong.
         differing: Runs of which several records differ, each with the file that counts.
     """
 
@@ -53,7 +53,11 @@ def read_folder(folder: Path) -> Folder:
         digest = cell.spec.seeded(0).digest
         if of_cell := runs.get(digest):
             known.add(digest)
-            verdicts.append(judge_cell(cell, [of_cell[seed] for seed in sorted(of_cell)]))
+            some = [of_cell[seed] for seed in sorted(of_cell)]
+            if fault := lacking(cell, some):  # the other cells are still judged
+                damaged.append(fault)
+            else:
+                verdicts.append(judge_cell(cell, some))
     others = [record for digest, seeds in runs.items() if digest not in known for record in seeds.values()]
     return Folder(path=folder, verdicts=verdicts, others=others, damaged=damaged, differing=_differing(records))
 
@@ -99,7 +103,7 @@ def is_current(record: Record) -> bool:
     """Return whether the source files that the run used are what they were."""
     try:
         return record.sources.get("code") == code.sha256(record.spec)
-    except ValueError:  # its method or task is none any more
+    except (ValueError, OSError):  # its method or task is none any more, or never was a name of a file
         return False
 
 
