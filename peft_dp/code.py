@@ -55,16 +55,18 @@ def _paths(module: str) -> Iterator[Path]:
     yield from filter(Path.is_file, (*packages, FOLDER.joinpath(*parts).with_suffix(".py")))
 
 
-def _imported(path: Path) -> Iterator[str]:
-    """Yield the modules of the package that a file imports, those for type checking left out."""
+@cache  # the common files are asked for again with each method, backbone and source
+def _imported(path: Path) -> list[str]:
+    """Return the modules of the package that a file imports, those for type checking left out."""
+    found: list[str] = []
     for node in _running(ast.parse(path.read_bytes())):
         if isinstance(node, ast.Import):
-            yield from (_name(alias.name) for alias in node.names if alias.name.startswith("peft_dp."))
+            found += (_name(alias.name) for alias in node.names if alias.name.startswith("peft_dp."))
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "peft_dp":
             module = _name(node.module or "")
             # Each name may be a module or something in one: `_paths` passes over what is no file.
-            yield module
-            yield from (f"{module}.{alias.name}".removeprefix(".") for alias in node.names)
+            found += [module, *(f"{module}.{alias.name}".removeprefix(".") for alias in node.names)]
+    return found
 
 
 def _running(tree: ast.AST) -> Iterable[ast.AST]:
