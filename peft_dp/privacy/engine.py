@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 from weakref import finalize, ref
 
@@ -70,8 +70,8 @@ class PrivacyEngine:
         self._batch: list[int] = []
         self._checked: tuple[set[str], set[str]] | None = None  # names of what trained, and was in training mode, then
         self._check_at = 1  # the step before which the losses are checked again
-        self._given: dict[int, Tensor] = {}  # id of a parameter -> the gradient that it was given last
-        _watch_optimisers(self, model)
+        self._given: dict[str, Tensor] = {}  # name of a parameter -> the gradient that it was given last
+        _watch_optimisers(self)
 
     @property
     def steps(self) -> int:
@@ -117,11 +117,9 @@ class PrivacyEngine:
         cuts = [list(indices[at : at + self._physical]) for at in range(0, len(indices), self._physical)]
         sums = noised_sum(self._model, losses, cuts, self._plan, self._noise)
         self._steps += 1
-        self._given = {}
+        self._given = {name: total.div_(self._plan.batch) for name, total in sums.items()}
         for name, parameter in self._model.named_parameters():
-            parameter.grad = sums[name].div_(self._plan.batch) if name in sums else None
-            if parameter.grad is not None:
-                self._given[id(parameter)] = parameter.grad
+            parameter.grad = self._given.get(name)
 
     def ledger(self) -> dict[str, Any]:
         """Epsilon spent so far, and all that it follows from."""
@@ -132,25 +130,23 @@ class PrivacyEngine:
         if not right:
             raise ValueError(f"{wrong}: call it once for each batch that batches() gives, empty ones too")
 
-    def _check_step(self, optimiser: Optimizer, names: Mapping[int, str]) -> None:
+    def _check_step(self, optimiser: Optimizer) -> None:
         """Raise ValueError if an optimiser is about to use a gradient that `backward` did not set."""
-        for group in optimiser.param_groups:
-            for parameter in group["params"]:
-                foreign = parameter.grad is not None and parameter.grad is not self._given.get(id(parameter))
-                if foreign and id(parameter) in names:
-                    raise ValueError(
-                        f"the gradient of {names[id(parameter)]} is not the one that backward set, so it has no noise: "
-                        "change gradients in place only, and delete the engine before training on without privacy"
-                    )
+        held = {id(parameter) for group in optimiser.param_groups for parameter in group["params"]}
+        for name, parameter in self._model.named_parameters():
+            if id(parameter) in held and parameter.grad is not None and parameter.grad is not self._given.get(name):
+                raise ValueError(
+                    f"the gradient of {name} is not the one that backward set, so it has no noise: "
+                    "change gradients in place only, and delete the engine before training on without privacy"
+                )
 
 
-def _watch_optimisers(engine: PrivacyEngine, model: nn.Module) -> None:
-    """Have every step of every optimiser checked, as long as the engine and the model are there."""
-    engine_there, model_there = ref(engine), ref(model)
+def _watch_optimisers(engine: PrivacyEngine) -> None:
+    """Have every step of every optimiser checked, as long as the engine is there."""
+    there = ref(engine)
 
     def check(optimiser: Optimizer, *_: object) -> None:
-        engine, model = engine_there(), model_there()
-        if engine is not None and model is not None:
-            engine._check_step(optimiser, {id(p): name for name, p in model.named_parameters()})
+        if (engine := there()) is not None:
+            engine._check_step(optimiser)
 
     finalize(engine, register_optimizer_step_pre_hook(check).remove)

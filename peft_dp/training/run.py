@@ -167,8 +167,9 @@ class Run:
         The stream of batches is told as the epoch found it, for the epoch draws from it as a whole.
         """
         named = _tensors(self.job.backbone)
-        frozen = {f"parameter/{name}" for name, _ in self.job.backbone.model.named_parameters()} - self._moving
-        changed = {name: value for name, value in named.items() if name not in frozen}
+        changed = {
+            name: value for name, value in named.items() if name in self._moving or not name.startswith("parameter/")
+        }
         streams = {f"stream/{name}": stream.get_state() for name, stream in self._streams.items()}
         return State(
             changed | (self._phase.state() if self._phase else {}) | streams | {"stream/batches": self._batches_begin},

@@ -65,8 +65,8 @@ def read_folder(folder: Path) -> Folder:
 def read_records(folder: Path) -> tuple[dict[Path, Record], list[str]]:
     """Return every record under a folder with its file, and what is wrong with files that are none.
 
-    Of several records of one run the one that counts comes last: one that the source files here would make again before
-    one of other code, then the newest. A date that is still to come is no date.
+    Where one run has several records, the one that counts comes last: one that the source files here would make again
+    before one of other code, then the newest. A date that is still to come is no date.
 
     Raises:
         ValueError: There is no such folder, or no record in it.
@@ -80,8 +80,8 @@ def read_records(folder: Path) -> tuple[dict[Path, Record], list[str]]:
             if not path.is_file():  # reading a pipe would wait for ever
                 raise ValueError(f"{path} is no file")
             record = read(path)
-            if lacking := [name for name in WHOLE if name not in record.values | record.cost]:
-                raise ValueError(f"{path} is not the record of a whole run: it has no {lacking[0]}")
+            if absent := [name for name in WHOLE if name not in record.values | record.cost]:
+                raise ValueError(f"{path} is not the record of a whole run: it has no {absent[0]}")
             if min(record.cost.values()) <= 0:
                 raise ValueError(f"{path} is not the record of a whole run: it cost nothing")
             records[path] = record
@@ -114,6 +114,8 @@ def _differing(records: Mapping[Path, Record]) -> list[str]:
         runs[record.spec.digest].append((path, record))
     found = []
     for some in runs.values():
+        if len(some) == 1:
+            continue
         results = [record.result() | {"key": ""} for _, record in some]
         if any(result != results[0] for result in results):
             path, record = some[-1]

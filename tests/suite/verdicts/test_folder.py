@@ -183,7 +183,7 @@ def test_pipe(keep: Keep, tables: None, tmp_path: Path) -> None:
 
 
 def test_which_counts(keep: Keep, tables: None, tmp_path: Path) -> None:
-    """Of several records of a run one made by the files that are here counts, then the newest that is not to come."""
+    """A record made by the files that are here counts before others of its run, then the newest that is not to come."""
     spec = papers.cells()[0].spec
     made = {"1": "2026-01-01", "2": "2026-03-01", "3": "2999-01-01"}
     for score, date in made.items():

@@ -29,8 +29,8 @@ Kind = tuple[bool, str]
 def cost(verdicts: Sequence[Verdict]) -> Figure:
     """Draw seconds an epoch and peak memory of each row, and their ratio to the row that trains most."""
     tasks, rows = comparable_rows(verdicts, "epoch_seconds", "peak_bytes", "trainable")
-    rows = dict(reversed(rows.items()))  # plotly's first line is the lowest
     largest = _largest(rows)
+    rows = dict(reversed(rows.items()))  # plotly's first line is the lowest
     traces: list[Trace] = []
     for axis, quantity in (("", "epoch_seconds"), ("2", "peak_bytes")):
         traces += _ours(rows, largest, quantity, axis)
@@ -56,7 +56,7 @@ def _kind(verdict: Verdict) -> Kind:
 def _largest(rows: Mapping[str, Row]) -> dict[Kind, Row]:
     """Return the row of each kind that trains most; the table's first of equals."""
     largest: dict[Kind, Row] = {}
-    for row in reversed([*rows.values()]):
+    for row in rows.values():
         held = largest.setdefault(_kind(row[0]), row)
         if row_mean(row, "trainable") > row_mean(held, "trainable"):
             largest[_kind(row[0])] = row

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from itertools import accumulate
 
 from peft_dp.records import Record
@@ -54,7 +53,6 @@ def epsilon_over_steps(record: Record) -> tuple[list[int], list[float]]:
     )
 
 
-@cache
 def _epsilon(steps: int, noise: float, rate: float, delta: float, accountant: str) -> float:
     from peft_dp.privacy.plan import Plan, spent
 
