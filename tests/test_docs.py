@@ -155,11 +155,14 @@ def test_pytest_commands(tmp_path: Path, request: pytest.FixtureRequest) -> None
 
 @pytest.mark.parametrize("words", OTHERS, ids=" ".join)
 def test_other_commands(words: tuple[str, ...]) -> None:
-    """Other commands are those of the project's set-up: modules, extras and tox environments that there are."""
+    """Other commands are those of the project's set-up: modules, extras, environments and scripts that there are."""
     if words[0] == "tox":
         asked = words[2].split(",") if len(words) > 1 else []
         listed = subprocess.run([sys.executable, "-m", "tox", "list", "--no-desc", "-q"], cwd=ROOT, capture_output=True)
         assert set(asked) <= {*listed.stdout.decode().split()}
+        return
+    if words[0] == "bash":  # `gpu_pack.sh` copies the rest of its folder to .gpu1 and .gpu2
+        assert (ROOT / "bench" / "gpu" / Path(words[1]).name).is_file()
         return
     assert ("python", "-m") == words[:2]
     assert find_spec(words[2])

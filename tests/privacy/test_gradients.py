@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -251,8 +252,9 @@ def test_ghost_norms_of_real_weights() -> None:
         lambda: setattr(torch.backends.cuda.matmul, "allow_tf32", True),
         lambda: setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32"),
         lambda: setattr(torch.backends.mkldnn.matmul, "fp32_precision", "bf16"),
+        lambda: os.environ.update(NVIDIA_TF32_OVERRIDE="1"),
     ],
-    ids=["high", "medium", "allow_tf32", "cuda", "mkldnn"],
+    ids=["high", "medium", "allow_tf32", "cuda", "mkldnn", "cublas"],
 )
 def test_coarse_products(allow: Callable[[], None]) -> None:
     """No norm is taken where float32 may be multiplied in a coarser type, until the error's remedy."""
@@ -263,6 +265,7 @@ def test_coarse_products(allow: Callable[[], None]) -> None:
             case.one_pass(case.all)
     finally:
         torch.set_float32_matmul_precision("highest")
+        os.environ.pop("NVIDIA_TF32_OVERRIDE", None)
 
     assert case.one_pass(case.all).norms.isfinite().all()
 

@@ -77,7 +77,9 @@ def _gpu() -> Check:
 def _float32_products() -> Iterator[Check]:
     if environment()["coarse_products"]:
         says = "products of float32 may be made in a coarser type such as TF32: private runs refuse that"
-        yield Check(kind="float32", state="note", says=says, mend="unset TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
+        yield Check(
+            kind="float32", state="note", says=says, mend="unset TORCH_ALLOW_TF32_CUBLAS_OVERRIDE NVIDIA_TF32_OVERRIDE"
+        )
 
 
 def _hub() -> Check:

@@ -147,7 +147,7 @@ def test_coarse_products(look: Look) -> None:
         torch.set_float32_matmul_precision("highest")
         environment.cache_clear()
 
-    assert "unset TORCH_ALLOW_TF32_CUBLAS_OVERRIDE" == check(report, "float32").mend
+    assert "unset TORCH_ALLOW_TF32_CUBLAS_OVERRIDE NVIDIA_TF32_OVERRIDE" == check(report, "float32").mend
     assert "float32" not in [check.kind for check in look().checks]
 
 
