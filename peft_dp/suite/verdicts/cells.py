@@ -139,7 +139,7 @@ def lacking(cell: Cell, records: Sequence[Record]) -> str:
     """Return a sentence about the first quantity that is expected of a cell and that a record lacks; empty without."""
     lacks = (name for name in _asserted(cell) if any(name not in record.values for record in records))
     name = next(lacks, None)
-    return f"{cell.id} expects {short(name)}, which a record of it does not have" if name is not None else ""
+    return f"{cell.id} expects {short(name)}, which its record does not have" if name is not None else ""
 
 
 def judge_cell(cell: Cell, records: Sequence[Record]) -> Verdict:

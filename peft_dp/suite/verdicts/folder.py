@@ -45,6 +45,7 @@ def read_folder(folder: Path) -> Folder:
         ValueError: There is no such folder, or no record in it.
     """
     records, damaged = read_records(folder)
+    files = {id(record): path for path, record in records.items()}
     alike = by_spec(list(records.values())).items()
     runs = {digest: {record.spec.seed: record for record in some} for digest, some in alike}
     verdicts = []
@@ -54,8 +55,9 @@ def read_folder(folder: Path) -> Folder:
         if of_cell := runs.get(digest):
             known.add(digest)
             some = [of_cell[seed] for seed in sorted(of_cell)]
-            if fault := lacking(cell, some):  # the other cells are still judged
-                damaged.append(fault)
+            faults = [f"{files[id(one)]}: {fault}" for one in some if (fault := lacking(cell, [one]))]
+            if faults:  # the other cells are still judged
+                damaged += faults
             else:
                 verdicts.append(judge_cell(cell, some))
     others = [record for digest, seeds in runs.items() if digest not in known for record in seeds.values()]
@@ -119,9 +121,10 @@ def _differing(records: Mapping[Path, Record]) -> list[str]:
         results = [record.result() | {"key": ""} for _, record in some]
         if any(result != results[0] for result in results):
             path, record = some[-1]
+            other = next(some[at][0] for at in reversed(range(len(some))) if results[at] != results[-1])
             what = f"{record.spec.method} on {record.spec.task}, seed {record.spec.seed}"
             scores = ", ".join(sorted({f"{one.values['score']:.2f}" for _, one in some}))
-            found.append(f"{what}: {len(some)} records differ (scores {scores}); {path} counts")
+            found.append(f"{what}: {len(some)} records differ (scores {scores}); {path} counts, {other} does not")
     return found
 
 

@@ -186,8 +186,9 @@ def test_which_counts(keep: Keep, tables: None, tmp_path: Path) -> None:
     """A record made by the files that are here counts before others of its run, then the newest that is not to come."""
     spec = papers.cells()[0].spec
     made = {"1": "2026-01-01", "2": "2026-03-01", "3": "2999-01-01"}
-    for score, date in made.items():
-        keep(spec, score=float(score), key=score, date=f"{date}T00:00:00+00:00")
+    paths = {
+        score: keep(spec, score=float(score), key=score, date=f"{date}T00:00:00+00:00") for score, date in made.items()
+    }
     (newest,) = read_folder(tmp_path / "records").verdicts
     current = keep(spec, score=4.0, key="4", date="2025-01-01T00:00:00+00:00")
     data = json.loads(current.read_text())
@@ -197,7 +198,8 @@ def test_which_counts(keep: Keep, tables: None, tmp_path: Path) -> None:
     assert [2.0] == [record.values["score"] for record in newest.records]
     assert [4.0] == [record.values["score"] for record in found.verdicts[0].records]
     assert [
-        f"{spec.method} on {spec.task}, seed 0: 4 records differ (scores 1.00, 2.00, 3.00, 4.00); {current} counts"
+        f"{spec.method} on {spec.task}, seed 0: 4 records differ (scores 1.00, 2.00, 3.00, 4.00); "
+        f"{current} counts, {paths['2']} does not"
     ] == found.differing
 
 
