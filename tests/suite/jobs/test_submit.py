@@ -170,6 +170,7 @@ def kept(folder: Path) -> dict[str, Any]:
     return results(read(path) for path in folder.rglob("*.json"))
 
 
+@pytest.mark.slow
 def test_local(
     submit: Callable[..., int],
     places: Places,
@@ -227,6 +228,7 @@ def test_nothing_to_send(
     assert "nothing to send: 3 cells have all their records" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_killed(submit: Callable[..., int], places: Places, pace: Pace, records: Path, one_thread: None) -> None:
     """A job killed in a step loses that step: sent again, what is missing goes on, to the same records."""
     pace.hold()

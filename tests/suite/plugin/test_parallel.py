@@ -246,6 +246,7 @@ def test_benchmark_file(alone: tuple[Outcome, Path], together: tuple[Outcome, Pa
     assert done.text.count("test_cells[") == 12
 
 
+@pytest.mark.slow
 def test_killed_worker(run: Run, alone: tuple[Outcome, Path], tmp_path: Path) -> None:
     """A worker that is killed fails its test and no other; the session again has the records of one never killed."""
     cells = ("-n", 2, "-m", "smoke and not claims")
@@ -332,6 +333,7 @@ def test_option_that_cannot_work(tables: Path, arguments: tuple[object, ...], wo
     assert "Traceback" not in done.text
 
 
+@pytest.mark.slow
 def test_shards(run: Run, alone: tuple[Outcome, Path], tmp_path: Path) -> None:
     """Four machines with a part of the cells each leave, copied into one folder, the session of one machine."""
     for group in range(1, 5):

@@ -246,14 +246,16 @@ def test_filter(opened: Opened, held: Sequence[Verdict], name: str, value: str, 
     opened.tab.select_option(f"select[name={name}]", value)
     left = {*opened.shown()}
     figure = opened.draw(opened.tab.locator("[data-name=learning]:visible").first)
-    lines = set(figure.locator(".plot").evaluate("plot => plot.data.map(trace => trace.meta)"))
+    plot = figure.locator(".plot")
+    only = "([plot, wanted]) => plot.data.every(trace => wanted.includes(trace.meta))"  # it is drawn anew a little later
+    opened.tab.wait_for_function(only, arg=[plot.element_handle(), [*wanted]])
+    lines = set(plot.evaluate("plot => plot.data.map(trace => trace.meta)"))
     blocks = opened.tab.locator(".block:visible").count()
     opened.tab.click("text=clear")
 
     opened.until(f"document.querySelectorAll('td[data-cell]:not(.out)').length === {len(held)}")
     assert wanted == left
     assert lines
-    assert lines <= wanted
     assert len({cell.rpartition("/")[0].rpartition("/")[0] for cell in wanted}) == blocks
 
 
