@@ -12,7 +12,7 @@ from typing import Self, TextIO
 import torch
 
 from peft_dp import code
-from peft_dp.machine import Places
+from peft_dp.machine import Places, worker_count
 from peft_dp.measuring import change, cost, scores
 from peft_dp.measuring.environment import environment, versions
 from peft_dp.records import Record, Records, key
@@ -49,6 +49,7 @@ def runs(
 
     A record that another process trains is waited for.
     """
+    worker_count()  # records tell it, and a wrong one is refused before anything trains
     wanted = [_wanted(spec, places or Places()) for spec in specs]
     if records is None:
         return [record for group in _reproduce(wanted, progress) for record in group]
