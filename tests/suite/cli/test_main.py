@@ -499,7 +499,7 @@ def add_private(tables: Path) -> list[str]:
 def test_audit(
     tables: Path, here: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`audit` prints the bounds beside the claim and that the claim stands, with 0; with 1 that it does not."""
+    """`audit` says first whether the claim stands, and how sure that is, with 0; with 1 that it does not."""
     verb = [*add_private(tables), *here[:2], "--device", "cpu", "--seed", "3", "--canaries", "1000"]
     code = main(verb)
     printed = capsys.readouterr().out
@@ -507,11 +507,11 @@ def test_audit(
     leaking = main(verb)
 
     assert (0, 1) == (code, leaking)
-    assert "made/up/private/sentiment, seed 3: 1,000 canaries" in printed
-    assert "epsilon at delta 1e-05" in printed
+    assert printed.startswith("made/up/private/sentiment, seed 3: the claim of epsilon 1.99 is not refuted.\n")
+    assert "above its claim in at most 1 audit of 1,000" in printed
     assert "claimed by the prv accountant" in printed
-    assert "The f-DP bound is not above the claim." in printed
-    assert "The f-DP bound is above the claim: the engine is broken." in capsys.readouterr().out
+    assert "3 draws of 1,000 canaries" in printed
+    assert "seed 3: the claim of epsilon 1.99 is REFUTED.\n" in capsys.readouterr().out
 
 
 def test_audit_not_private(tables: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -656,7 +656,7 @@ def test_audit_json(tables: Path, here: list[str], capsys: pytest.CaptureFixture
     found = json.loads(capsys.readouterr().out)
 
     assert (0, False) == (code, found["alarms"])
-    assert 0 <= found["bound"] <= found["claimed"] <= 8
+    assert 0 < found["limit"] <= found["claimed"] <= 8
 
 
 def test_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

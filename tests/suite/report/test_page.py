@@ -164,11 +164,11 @@ class Opened:
         figure.locator(".main-svg").first.wait_for()
         return figure
 
-    def until(self, condition: str) -> None:
+    def until(self, condition: str, **given: Any) -> None:
         """Waits, frame by frame and at most 20 s, until a script says true; the policy forbids Playwright's own way."""
         late = "performance.now() > end ? fail(new Error('never so')) : requestAnimationFrame(look)"
         look = f"const end = performance.now() + 20000, look = () => ({condition}) ? done() : {late}; look();"
-        self.tab.evaluate(f"() => new Promise((done, fail) => {{ {look} }})")
+        self.tab.evaluate(f"({{ {', '.join(given)} }}) => new Promise((done, fail) => {{ {look} }})", given)
 
     def shown(self) -> list[str]:
         """Ids of the cells that the filter leaves."""
@@ -247,8 +247,8 @@ def test_filter(opened: Opened, held: Sequence[Verdict], name: str, value: str, 
     left = {*opened.shown()}
     figure = opened.draw(opened.tab.locator("[data-name=learning]:visible").first)
     plot = figure.locator(".plot")
-    only = "([plot, wanted]) => plot.data.every(trace => wanted.includes(trace.meta))"  # it is drawn anew a little later
-    opened.tab.wait_for_function(only, arg=[plot.element_handle(), [*wanted]])
+    only = "plot.data.every(trace => wanted.includes(trace.meta))"  # it is drawn anew a little after the filter
+    opened.until(only, plot=plot.element_handle(), wanted=[*wanted])
     lines = set(plot.evaluate("plot => plot.data.map(trace => trace.meta)"))
     blocks = opened.tab.locator(".block:visible").count()
     opened.tab.click("text=clear")
