@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from peft_dp import Places, Spec
 from peft_dp.suite.cli.main import main
+from peft_dp.suite.doctor.inputs import inputs
 from peft_dp.training.job import build, find_sources
 from peft_dp.validate import Missing
 
@@ -144,6 +145,28 @@ def test_refused(backbones: Path, spec: Callable[..., Spec], odd: str, head: str
     assert says in said
     assert str(backbones / NAME) in said
     assert "\n" not in said
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_doctor(backbones: Path, odd: str) -> None:
+    """`doctor` says of a folder what a run would."""
+    where = Places(backbones=backbones, device="cpu")
+    (well,) = inputs([("weights", "bert")], where)
+    change, says = ODD[odd]
+    change(backbones / NAME)
+    (ill,) = inputs([("weights", "bert")], where)
+
+    assert ("ok", "missing") == (well.state, ill.state)
+    assert says in ill.says
+    assert str(backbones / NAME) in ill.says
+
+
+def test_doctor_of_a_paper(backbones: Path) -> None:
+    """A smaller model that stands for the real one is good for the embedded rows, and not for the papers'."""
+    weights, shape = inputs([("weights", "bert"), ("shape", "bert")], Places(backbones=backbones, device="cpu"))
+
+    assert ("ok", "missing") == (weights.state, shape.state)
+    assert "config.json has" in shape.says
 
 
 def test_too_long(backbones: Path, spec: Callable[..., Spec]) -> None:

