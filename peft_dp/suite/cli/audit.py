@@ -64,7 +64,7 @@ def run(options: Namespace) -> int:
 
 AUDIT = Verb(
     name="audit",
-    help="attack one private cell, and print a lower bound on its epsilon",
+    help="attack one private cell, and say whether its claim of epsilon stands",
     examples=(
         "peft-dp audit embedded/smoke/bitfit-dp/sentiment",
         "peft-dp audit embedded/smoke/bitfit-dp/sentiment --canaries 1000 --json  # coarser and quicker",
