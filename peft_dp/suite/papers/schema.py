@@ -1,4 +1,4 @@
-"""The format of the files in `expected/`, written out for editors: `python -m peft_dp.schema` renews it.
+"""The format of the files in `expected/`, written out for editors: `python -m peft_dp.suite.papers.schema` renews it.
 
 Each file names its schema in its first line, so that an editor completes and
 checks it without settings. The schemas follow from the types that read the

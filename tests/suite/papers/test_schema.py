@@ -37,7 +37,7 @@ def test_is_renewed(name: str) -> None:
     text = (FOLDER / name).read_text(encoding="utf-8")
     Draft202012Validator.check_schema(json.loads(text))
 
-    assert text == schemas()[name], "the types have changed: run `python -m peft_dp.schema`"
+    assert text == schemas()[name], "the types have changed: run `python -m peft_dp.suite.papers.schema`"
 
 
 def test_says_what_things_mean() -> None:

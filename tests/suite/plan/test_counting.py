@@ -62,7 +62,9 @@ def profiled(job: Job, cut: Sequence[int]) -> float:
     """
     with (
         sdpa_kernel(SDPBackend.MATH),
-        torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], with_flops=True) as profile,
+        torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU], with_flops=True, acc_events=True
+        ) as profile,
     ):
         noised_sum(
             job.backbone.model,
@@ -129,7 +131,9 @@ def test_flops_of_a_run(spec: Make, places: Places, method: str) -> None:
     job = build(made, find_sources(made, places))
     with (
         sdpa_kernel(SDPBackend.MATH),
-        torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], with_flops=True) as profile,
+        torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU], with_flops=True, acc_events=True
+        ) as profile,
     ):
         trained = fit(job)
     predicted = costs(made)
