@@ -27,6 +27,11 @@ os.environ.pop("PEFT_DP_WORKERS", None)  # a worker of pytest-xdist tests what o
 WORDS = ["the", "a", "film", "was", "not", "good", "bad", "dull", "fine", "we", "saw", "it", "and", "very", "but", "of"]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option for what may not be passed on."""
+    parser.addoption("--texts", type=Path, metavar="DIR", help="the papers' texts, to compare the tables with")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Make every warning an error here; the bench must also run beside a library's main branch."""
     config.addinivalue_line("filterwarnings", "error")
@@ -46,6 +51,15 @@ def glue_folder(request: pytest.FixtureRequest) -> Path:
     folder: Path | None = request.config.option.peft_data
     if folder is None:
         pytest.skip("needs real data: pass --peft-data DIR with GLUE's official folders")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def texts(request: pytest.FixtureRequest) -> Path:
+    """The folder of the papers' texts."""
+    folder: Path | None = request.config.option.texts
+    if folder is None:
+        pytest.skip("needs the papers' texts: pass --texts DIR")
     return folder
 
 

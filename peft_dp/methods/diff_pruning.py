@@ -3,7 +3,9 @@
 Stage 1 trains theta = pretrained + z w on the layers' linear weights: w starts at 0, and z is a hard-concrete gate
 (Louizos et al. 2018) for each entry, times one more for the whole tensor where `structured`. Then the share `keep` of
 all entries with the largest |z w| is kept, by one threshold over all tensors: this does not look at the data, so no
-privacy is spent. Stage 2 starts from pretrained + mask w, as the released code does (w, not z w), and trains the masked
+privacy is spent. There z is deterministic, its random part removed, as both papers say of inference; the released code
+prunes the weights as the last step's draw left them (`prune` "last_draw"), where the gate of a whole tensor may be
+shut. Stage 2 starts from pretrained + mask w, as the released code does (w, not z w), and trains the masked
 entries, with the gates off. The head trains throughout and is neither gated nor pruned.
 
 Why the weights are native in stage 2: pretrained + w where a mask lets w train is a masked weight, and `Backbone.masks`
@@ -15,7 +17,7 @@ The released code bounds the mean gradients of w and of alpha by 1 each; `Optimi
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
@@ -40,6 +42,7 @@ class Config(Method):
         structured: Whether each tensor has one more gate as a whole.
         gate_rate: Peak learning rate of alpha; all else has the optimiser's.
         fixed_rate: Peak learning rate of stage 2; null for the optimiser's.
+        prune: The z of the pruning: without its random part, or that of the last step's draw.
     """
 
     gated_epochs: PositiveInt
@@ -48,6 +51,7 @@ class Config(Method):
     structured: bool = True
     gate_rate: PositiveFloat = 0.1
     fixed_rate: PositiveFloat | None = None
+    prune: Literal["deterministic", "last_draw"] = "deterministic"
 
     def install(self, backbone: Backbone, rng: torch.Generator) -> None:
         """Add a gated shift to every linear weight of the layers."""
@@ -83,6 +87,9 @@ class Config(Method):
 
     def _phases(self, backbone: Backbone, epochs: int) -> Iterator[int]:
         yield self.gated_epochs
+        if self.prune == "deterministic":
+            for gate in _gates(backbone):
+                gate.noise.zero_()
         _prune(backbone, self.keep)
         yield epochs - self.gated_epochs
 

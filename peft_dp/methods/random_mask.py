@@ -1,13 +1,15 @@
 """Values drawn at random train: the controls of BitFit+ (Weng et al., sections 3.1 and 3.2).
 
-The draws are those of its code, made once, before training:
+The draws are made once, before training; those of weights are its code's:
 
 - uniform: in each tensor of the encoder, floor(size M / total) places with replacement, so that a few coincide. Small
   tensors get none.
 - row_column: a LayerNorm's whole weight; of every other weight outside the embeddings a column or, by a fair coin and
   where there are at least as many rows as columns, floor(rows / columns) rows with replacement. These are about as many
   values as there are biases.
-- bias: in each bias vector, floor(size M / total) places without replacement.
+- bias: in each bias vector of each layer, floor(size M / total) places without replacement. The paper iterates "through
+  every bias vector in each of the 12 layers" and draws as many as b_m2, b_q have, 46,080. Its code draws 43,324, and
+  also from the embeddings' LayerNorm and the pooler: `within` "encoder".
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ from peft_dp.methods._base import Method
 from peft_dp.methods._common import Share
 from peft_dp.models.backbone import Backbone
 
-BUDGETS = {"uniform": 100_000, "bias": 43_324}
-"""The code's M, for BERT-base. The paper equates the second with b_m2, b_q, which are 46,080."""
+BUDGETS = {"uniform": 100_000, "bias": 46_080}
+"""M for BERT-base: the code's, and the paper's 12 x 5 x 768."""
 
 
 class Config(Method):
@@ -31,13 +33,15 @@ class Config(Method):
 
     Attributes:
         kind: Which of the three draws.
-        budget: M of "uniform" and "bias"; null for the code's.
+        budget: M of "uniform" and "bias"; null for that of `BUDGETS`.
         share: M as a share of the values to draw from, in place of `budget`.
+        within: Where "bias" draws: in the layers, or as the released code in the whole encoder.
     """
 
     kind: Literal["uniform", "row_column", "bias"]
     budget: PositiveInt | None = None
     share: Share | None = None
+    within: Literal["layers", "encoder"] = "layers"
 
     @model_validator(mode="after")
     def _one_size(self) -> Self:
@@ -52,7 +56,12 @@ class Config(Method):
         Raises:
             ValueError: The budget is more than there is to draw from.
         """
-        drawn = {name: p for name, p in backbone.encoder.named_parameters() if self._draws(name, backbone)}
+        layers = {parameter for layer in backbone.layers for parameter in layer.parameters()}
+        drawn = {
+            name: parameter
+            for name, parameter in backbone.encoder.named_parameters()
+            if self._draws(name, backbone, in_layer=parameter in layers)
+        }
         total = sum(p.numel() for p in drawn.values())
         budget = self.budget or BUDGETS.get(self.kind, 0)
         if self.share is not None:
@@ -72,10 +81,10 @@ class Config(Method):
                 parameter.requires_grad_(True)
                 backbone.masks[names[parameter]] = mask
 
-    def _draws(self, name: str, backbone: Backbone) -> bool:
+    def _draws(self, name: str, backbone: Backbone, *, in_layer: bool) -> bool:
         if self.kind == "row_column":
             return name.endswith("weight") and not name.startswith(f"{backbone.family.embeddings}.")
-        return self.kind == "uniform" or name.endswith("bias")
+        return self.kind == "uniform" or (name.endswith("bias") and (in_layer or self.within == "encoder"))
 
 
 EXAMPLE = Config(kind="uniform", share=0.1)

@@ -94,7 +94,7 @@ def test_exact(term: str) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"biases": "query"}, "field 'biases.all': Input should be 'all' \\(it holds 'query'\\)"),
+        ({"biases": "query"}, "field 'biases.set': Input should be 'all' or 'layers' \\(it holds 'query'\\)"),
         ({"biases": ["q"]}, "field 'biases.terms.0': Input should be 'query', .* \\(it holds 'q'\\)"),
         ({"gammas": ["query"]}, "field 'gammas.0': Input should be 'attention_norm' or 'output_norm'"),
         ({"match": "regex"}, "field 'match': Input should be 'exact' or 'substring' \\(it holds 'regex'\\)"),

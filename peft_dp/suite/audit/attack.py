@@ -217,7 +217,7 @@ class _Planted:
 
 
 def _scores(
-    job: Job, plan: Plan, canaries: _Canaries, inside: NDArray[numpy.bool_], noise: rng.Source
+    job: Job, plan: Plan, canaries: _Canaries, inside: NDArray[numpy.bool_], noise: torch.Generator
 ) -> NDArray[numpy.float64]:
     """Each canary's coordinate of the noised sums, over all steps [M]."""
     rows = _rows(job.train, len(inside))

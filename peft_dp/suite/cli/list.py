@@ -69,7 +69,7 @@ def cited_line(cell: Cell) -> dict[str, Any]:
 def claim_line(claim: Claim) -> dict[str, Any]:
     """Return the line of a claim; it needs what the cells need whose runs decide it."""
     what = next((needs(cell.spec) for cell in claim.needed), "nothing")
-    return _line(claim.address, "claims", claim.says, claim.differs, what)
+    return _line(claim.address, "counts" if claim.basis == "counts" else "claims", claim.says, claim.differs, what)
 
 
 def _line(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from textwrap import fill
@@ -72,7 +72,9 @@ def _cell_data(cell: Cell) -> dict[str, Any]:
         "printed": {quantity: asdict(expect) for quantity, expect in cell.expect.items()},
         "recorded": cell.recorded.get(cell.row.id, {}).get(cell.task, []),
     }
-    texts = {"assumed": cell.row.assumed, "note": cell.table.note, "cited": cell.row.cited}
+    texts = {"note": cell.table.note, "cited": cell.row.cited, "picture": cell.row.picture}
+    if not cell.row.cited:
+        texts |= {"stated": {name: asdict(stated) for name, stated in cell.stated.items()}, "assumed": cell.assumed}
     return (cited_line if cell.row.cited else cell_line)(cell) | dict(_about(cell)) | numbers | texts
 
 
@@ -94,7 +96,8 @@ def _cell_page(cell: Cell) -> Lines:
         *_printed(cell),
         *_bands(cell),
         ("recorded", ", ".join(f"{score:.1f}" for score in recorded)),
-        ("assumed", ", ".join(row.assumed)),
+        *_texts("stated", {name: str(stated) for name, stated in cell.stated.items()}),
+        *_texts("assumed", cell.assumed),
         ("differs", row.differs),
         ("note", table.note),
         ("needs", needs(cell.spec)),
@@ -121,6 +124,7 @@ def _claim_page(claim: Claim) -> Lines:
         ("formula", _formula(claim)),
         *_decided(claim),
         ("differs", claim.differs),
+        ("note", claim.note),
         ("needs", claim_line(claim)["needs"]),
         *_tests(claim),
     ]
@@ -130,9 +134,14 @@ def _about(cell: Cell) -> Lines:
     return [("row", cell.row.title), ("table", cell.table.title), ("source", cell.table.source)]
 
 
+def _texts(title: str, texts: Mapping[str, str]) -> Lines:
+    """Return names with their texts, one per line."""
+    return [("" if i else title, f"{name}: {text}") for i, (name, text) in enumerate(texts.items())]
+
+
 def _printed(cell: Cell) -> Lines:
     """Return the printed numbers, one per line."""
-    found: Lines = []
+    found: Lines = [("printed", "in a picture, from which its numbers were read off")] * cell.row.picture
     for quantity, expect in cell.expect.items():
         words = [f"{quantity} {'at least ' * expect.at_least}{exact(expect.value)}"]
         # The band of a score is computed instead.
@@ -164,23 +173,23 @@ def _formula(claim: Claim) -> str:
 
 
 def _decided(claim: Claim) -> Lines:
-    """Return whether the paper's own numbers bear the claim out, pair by pair."""
-    pairs = claim.printed()
+    """Return whether the paper's own numbers, or else our counts, bear the claim out, pair by pair."""
+    pairs, title = claim.printed() or claim.counted(), "counted" if claim.basis == "counts" else "printed"
     if pairs is None:
         return [("printed", "no numbers that decide it")]
-    names = claim.tasks if claim.over == "each" else ["mean"]
+    names = ["mean"] if claim.over == "mean" else claim.tasks if len(pairs) == len(claim.tasks) else ["each"]
     found: Lines = []
     for name, (left, right) in zip(names, pairs, strict=True):
         verdict = "holds" if claim.holds([(left, right)]) else "does not hold"
         text = f"{name}: {exact(left)} {claim.relation} {exact(right)} {verdict}"
-        found.append(("" if found else "printed", text))
+        found.append(("" if found else title, text))
     return found
 
 
 def _tests(claim: Claim) -> Lines:
-    names = ["test_printed_claims"] * (claim.printed() is not None) + ["test_claims"] * (not claim.differs)
+    names = ["test_printed_claims"] * (claim.basis != "runs") + ["test_claims"] * claim.by_run
     tests = [f"{pytest_command(claim.paper, f'{name}[{claim}]')} -m claims" for name in names]
-    first, *rest = tests or ["none: a known difference of which nothing is printed"]
+    first, *rest = tests
     return [("test", first), *(("", test) for test in rest)]
 
 

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from peft_dp.spec import Spec, from_json
+from peft_dp.suite.papers.protocol import Stated, origins, read_protocol, settings
 from peft_dp.suite.papers.reader import merged
 from peft_dp.suite.papers.recorded import read_recorded
 from peft_dp.suite.papers.table import Expect, Row, Table, read_table, table_files
@@ -72,6 +73,29 @@ class Cell:
     def specs(self, seeds: int | None = None) -> list[Spec]:
         """One spec a seed, 0 to `seeds` - 1; None for as many as the table asks for."""
         return [self.spec.seeded(seed) for seed in range(seeds or self.table.seeds)]
+
+    @cached_property
+    def origins(self) -> dict[str, Stated | str]:
+        """Field -> where the paper states it, or why it is assumed; empty for a cell of no paper.
+
+        Raises:
+            ValueError: The row speaks of a setting that its method does not have.
+        """
+        given = settings(self.spec)
+        for name in [*self.row.stated, *self.row.assumed]:
+            if name not in given:
+                raise ValueError(f"{self.id}: its row has an origin for {short(name)}, which is no field")
+        return origins((read_protocol(self.table.paper), self.table, self.row), given)
+
+    @property
+    def stated(self) -> dict[str, Stated]:
+        """Field -> where the paper states it."""
+        return {name: origin for name, origin in self.origins.items() if isinstance(origin, Stated)}
+
+    @property
+    def assumed(self) -> dict[str, str]:
+        """Field -> why it is what it is, where the paper does not state it."""
+        return {name: origin for name, origin in self.origins.items() if isinstance(origin, str)}
 
     @property
     def expect(self) -> dict[str, Expect]:

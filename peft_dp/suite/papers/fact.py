@@ -26,6 +26,7 @@ class Fact:
         quantity: The function of `measuring.facts` that computes it.
         given: That function's arguments.
         cut: Whether the paper cut the last digits off where others round.
+        filled: Number of zeros at the end that only fill: 2 in an "800K" of one digit.
         differs: Why the printed figure cannot be right, with the arithmetic; the test is then expected to fail.
         note: What the paper leaves open, and what was decided.
         paper: Folder's name; filled in.
@@ -36,6 +37,7 @@ class Fact:
     quantity: Literal["parameters", "percent", "noise_multiplier"]
     given: dict[str, Any]
     cut: bool = False
+    filled: int = 0
     differs: str = ""
     note: str = ""
     paper: str = ""
@@ -54,13 +56,19 @@ class Fact:
         """Its id among those of all papers."""
         return f"{self.paper}/{self.id}"
 
+    @property
+    def value(self) -> float:
+        """The printed figure as a number: 101,000 of "101K", 0.09 of "0.09%"."""
+        return float(self._number) * UNITS.get(self.printed[-1], 1.0)
+
+    @property
+    def _number(self) -> str:
+        return self.printed.rstrip("".join(UNITS))
+
     def agrees(self, value: float) -> bool:
         """Whether a computed value, written as the paper writes, is what the paper prints."""
-        number, unit = (
-            (self.printed, 1.0) if self.printed[-1].isdigit() else (self.printed[:-1], UNITS[self.printed[-1]])
-        )
-        step = 10.0 ** -len(number.partition(".")[2])
-        over = value / unit - float(number)
+        step = 10.0 ** (self.filled - len(self._number.partition(".")[2]))
+        over = (value - self.value) / UNITS.get(self.printed[-1], 1.0)
         return 0 <= over < step if self.cut else abs(over) <= step / 2
 
 

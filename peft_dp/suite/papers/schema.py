@@ -17,6 +17,7 @@ from peft_dp import methods, registry
 from peft_dp.suite.papers import reader
 from peft_dp.suite.papers.claim import Claims
 from peft_dp.suite.papers.fact import Facts
+from peft_dp.suite.papers.protocol import Protocol
 from peft_dp.suite.papers.reader import link
 from peft_dp.suite.papers.recorded import Recorded
 from peft_dp.suite.papers.table import Table
@@ -24,7 +25,7 @@ from peft_dp.suite.papers.table import Table
 
 def schemas() -> dict[str, str]:
     """Name of a file in `expected/` -> the JSON Schema that it is to hold, as text."""
-    kinds = (Table, Claims, Facts, Recorded)
+    kinds = (Table, Claims, Facts, Protocol, Recorded)
     return {link(kind).removeprefix("../"): json.dumps(_schema(kind), indent=1) + "\n" for kind in kinds}
 
 

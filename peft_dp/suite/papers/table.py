@@ -12,6 +12,7 @@ from typing_extensions import TypedDict
 
 from peft_dp.spec import STRICT, Budget, Optimiser, Privacy, Spec
 from peft_dp.suite.papers import reader
+from peft_dp.suite.papers.protocol import Origins
 from peft_dp.suite.papers.reader import read, unique
 from peft_dp.validate import short
 
@@ -64,7 +65,7 @@ class Expect:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Row:
+class Row(Origins):
     """One printed line of a table.
 
     Attributes:
@@ -76,7 +77,9 @@ class Row:
         tasks: Task -> fields of `Spec` that this row sets for it.
         cited: From where the paper took the line; it is shown, and never run.
         differs: Why the printed number cannot hold; the test is then expected to fail.
-        assumed: Fields of `spec` that the paper does not state.
+        picture: Whether its numbers were read off a picture, the text having none.
+        stated: Field -> where the paper states it, in place of what table and paper say of it.
+        assumed: Field -> why it is what it is, likewise.
     """
 
     id: str
@@ -87,11 +90,11 @@ class Row:
     tasks: dict[str, Layer] = field(default_factory=dict)
     cited: str = ""
     differs: str = ""
-    assumed: list[str] = field(default_factory=list)
+    picture: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Table:
+class Table(Origins):
     """One table of one paper.
 
     Attributes:
@@ -105,6 +108,8 @@ class Table:
         tasks: Task -> fields of `Spec` that the task sets; a row's own come after them, a row's own for a task last.
         rows: The lines.
         note: Decisions taken where the paper is silent or wrong.
+        stated: Field -> where the paper states it, in place of what `protocol.json` says of it.
+        assumed: Field -> why it is what it is, likewise.
     """
 
     paper: str
@@ -126,7 +131,7 @@ class Table:
 
 def table_files() -> list[Path]:
     """Files of all tables, sorted."""
-    others = ("facts.json", "claims.json")
+    others = ("facts.json", "claims.json", "protocol.json")
     return sorted(p for p in reader.FOLDER.glob("*/*.json") if p.suffixes == [".json"] and p.name not in others)
 
 
@@ -151,7 +156,9 @@ def read_table(name: str) -> Table:
                 )
         for task in row.tasks.keys() - row.cells.keys():
             raise ValueError(f"{path}: row {short(row.id)} has settings for {short(task)}, but no cell")
-        if row.cited and row.spec:
-            raise ValueError(f"{path}: row {short(row.id)} is cited, so it never runs: leave out its spec")
+        if row.cited and (row.spec or row.stated or row.assumed):
+            raise ValueError(
+                f"{path}: row {short(row.id)} is cited, so it never runs: leave out its spec and its origin"
+            )
     unique(path, [row.id for row in table.rows])
     return table

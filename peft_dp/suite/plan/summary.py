@@ -13,6 +13,7 @@ from tabulate import tabulate
 
 from peft_dp.suite import papers
 from peft_dp.suite.papers.cell import Cell
+from peft_dp.suite.papers.claim import COUNT
 from peft_dp.suite.papers.table import MARKERS
 from peft_dp.suite.plan import workload
 from peft_dp.suite.plan.clock import OPERATION, UTILISATION, Clock
@@ -49,7 +50,8 @@ def deciding(claim: str) -> list[Cell]:
         raise ValueError(f"no claim {short(claim)}; `peft-dp list` shows all")
     needed = known[claim].needed
     if not needed:
-        why = "the paper's own numbers contradict it" if known[claim].differs else "its numbers are all cited"
+        counts = "it is of counts" if known[claim].quantity == COUNT else "its numbers are all cited"
+        why = "the paper's own numbers contradict it" if known[claim].differs else counts
         raise ValueError(f"claim {claim} is decided without a run: {why}; `peft-dp show {claim}` has them")
     return list({cell.id: cell for cell in needed}.values())
 

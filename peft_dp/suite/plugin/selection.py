@@ -20,6 +20,7 @@ MARKERS = {
     "small": "a cell of the small budget: embedded backbone, real data (--peft-data or the hub)",
     "gpu": "a cell of the paper budget: the paper's backbone and data, on a CUDA device",
     "claims": "an ordering or ratio that a paper states",
+    "counts": "a claim that our own counts of trained values decide, as the paper prints none",
     "speed": "a benchmark against peers",
     "slow": "takes more than a minute on two cores",
 }
@@ -55,7 +56,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     elif isinstance(claim := params.get("claim"), Claim):
         run = "check_claim" in getattr(item, "fixturenames", ())
         budget = claim.cells(claim.left)[0].table.budget
-        marks = ("claims", claim.paper, *(BUDGET_MARKERS[budget],) * run)
+        marks = ("claims", claim.paper, *(BUDGET_MARKERS[budget],) * run, *("counts",) * (claim.basis == "counts"))
         differs = claim.differs * (not run)
     else:
         return

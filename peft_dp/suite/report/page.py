@@ -19,7 +19,7 @@ from peft_dp.records import Record, mean
 from peft_dp.spec import Privacy, Spec
 from peft_dp.suite import papers
 from peft_dp.suite.papers.cell import Cell
-from peft_dp.suite.papers.claim import Claim
+from peft_dp.suite.papers.claim import COUNT, Claim
 from peft_dp.suite.papers.table import Row, Table, table_files
 from peft_dp.suite.report.figures.drawing import QUANTITIES, Figure, json_values
 from peft_dp.suite.report.figures.every import table_figures
@@ -94,7 +94,7 @@ def page(folder: Folder) -> str:
 
     scripts = [get_plotlyjs(), (FOLDER / "page.js").read_text(encoding="utf-8")]
     templates = Environment(loader=FileSystemLoader(FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    helpers = (about, asked, averages, number, numbers, short, shown, trained)
+    helpers = (about, asked, averages, number, numbers, of_counts, short, shown, trained)
     templates.globals |= {helper.__name__: helper for helper in helpers} | {"counted": Counter}
     blocks = _blocks(folder.verdicts)
     records = [*(record for verdict in folder.verdicts for record in verdict.records), *folder.others]
@@ -238,13 +238,18 @@ def _untouched(blocks: Sequence[Block]) -> list[str]:
     return [name for path in table_files() if (name := f"{path.parent.name}/{path.stem}") not in touched]
 
 
+def of_counts(paper: str) -> Counter[str]:
+    """Return how many of a paper's claims are of counts, by what decides them; these need no run."""
+    return Counter(claim.basis for claim in papers.claims(paper) if claim.quantity == COUNT)
+
+
 def _claims(verdicts: Sequence[Verdict]) -> dict[str, list[tuple[Claim, Status, str]]]:
-    """Paper -> its claims about our runs, each with what became of it and the numbers."""
+    """Paper -> its claims about our runs, those of counts left out, each with what became of it and the numbers."""
     runs = {verdict.cell.id: verdict.records for verdict in verdicts}
     those = {verdict.cell.table.paper for verdict in verdicts}
     found: dict[str, list[tuple[Claim, Status, str]]] = {}
     for claim in papers.claims():
-        if claim.paper not in those:
+        if claim.paper not in those or claim.quantity == COUNT:
             continue
         needed = claim.needed
         status: Status = "not run"

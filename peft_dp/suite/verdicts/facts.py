@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import ceil
 from typing import Any
 
 import torch
@@ -51,8 +52,10 @@ def size(backbone: str) -> int:
     return sum(p.numel() for p in _meta(backbone, 2, "stock").encoder.parameters())
 
 
-def noise_multiplier(*, examples: int, batch: int, steps: int, epsilon: float, delta: float, slack: float) -> float:
-    """Smallest noise whose epsilon, by the upper bound of the PRV accountant, stays below `epsilon`.
+def noise_multiplier(
+    *, examples: int, batch: int, steps: int, epsilon: float, delta: float, slack: float, digits: int
+) -> float:
+    """Return the least noise of so many decimals whose epsilon, by the PRV accountant's bound, is below `epsilon`.
 
     Args:
         examples: N.
@@ -61,6 +64,7 @@ def noise_multiplier(*, examples: int, batch: int, steps: int, epsilon: float, d
         epsilon: Target.
         delta: Failure probability.
         slack: The accountant's `eps_error`: its upper bound lies this far above its estimate.
+        digits: Decimals of the noise, which is rounded up, as more noise is safe.
     """
     from opacus.accountants import PRVAccountant
     from scipy.optimize import brentq
@@ -71,7 +75,8 @@ def noise_multiplier(*, examples: int, batch: int, steps: int, epsilon: float, d
         with quiet():
             return float(accountant.get_epsilon(delta=delta, eps_error=slack)) - epsilon
 
-    return float(brentq(excess, 0.5, 2.0, xtol=1e-4))
+    least = float(brentq(excess, 0.5, 2.0, xtol=1e-5))
+    return ceil(least * 10.0**digits) / 10.0**digits
 
 
 def _meta(name: str, outputs: int, head: str) -> Backbone:

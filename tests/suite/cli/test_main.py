@@ -50,7 +50,7 @@ TABLE: dict[str, Any] = {
             "title": "A row",
             "spec": {},
             "cells": {"sentiment": {"trainable": {"value": value, "within": 0, "why": "counted by hand"}}},
-            "assumed": ["epochs"],
+            "assumed": {"epochs": "not stated; one"},
         }
         for name, value in (("right", 338), ("wrong", 1))
     ],
@@ -142,7 +142,7 @@ def test_list_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert ids == [line["id"] for line in found]
     assert len(ids) == len(set(ids))
     assert {"id", "marker", "needs", "backbone", "method", "epsilon", "expected", "known difference"} == set(found[0])
-    assert {"facts", "smoke", "small", "gpu", "cited", "claims"} == {line["marker"] for line in found}
+    assert {"facts", "smoke", "small", "gpu", "cited", "claims", "counts"} == {line["marker"] for line in found}
 
 
 def test_list(tables: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -258,7 +258,7 @@ def test_show(cell: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"peft-dp run {cell}" in printed
     assert f'pytest "bench/test_{paper}.py::test_{table}[{row}-{task}]" -m ' in printed
     assert papers.find(cell).table.source in " ".join(printed.split())
-    assert to_json(papers.find(cell).spec) == json.loads(printed[printed.index("{") :])
+    assert to_json(papers.find(cell).spec) == json.loads(printed[printed.index("\n{") :])
 
 
 def test_show_fits(capsys: pytest.CaptureFixture[str]) -> None:

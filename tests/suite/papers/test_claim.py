@@ -135,13 +135,21 @@ def verdict(claim: Claim, scores: dict[str, list[float]], **other: float) -> Fin
         ({"right": None, "plus": 61.0, "over": "mean"}, [(70.15, 61.0)]),
         ({"right": None, "plus": 61.0, "times": 3.0}, [(80.1, 61.0), (60.2, 61.0)]),
         ({"right": "cited"}, [(80.1, 70.0), (60.2, 50.0)]),
-        ({"quantity": "trainable"}, [(10.0, 20.0), (10.0, 20.0)]),
     ],
     ids=str,
 )
 def test_pairs(say: Say, fields: dict[str, Any], pairs: list[tuple[float, float]]) -> None:
     """One pair stands there a task, or one of means: left, and times the right one plus what is added."""
     assert pairs == say(**fields).printed()
+
+
+def test_counts(say: Say) -> None:
+    """Counts of ours stand beside what is printed, and no run is held against them."""
+    claim = say(quantity="trainable")
+
+    assert (None, [(10.0, 20.0), (10.0, 20.0)]) == (claim.printed(), claim.counted())
+    assert ("counts", []) == (claim.basis, claim.needed)
+    assert say().counted() is None
 
 
 def test_sums_are_decimal(say: Say) -> None:

@@ -227,7 +227,7 @@ def test_facts_and_claims_say_where_from() -> None:
         assert re.match(r"((table|figure|section)\d+|abstract)/", fact.id), fact.id
     for claim in papers.claims():
         assert claim.says, claim.id
-        assert re.search(r"^abstract|\d", claim.section), claim.id
+        assert re.search(r"^abstract|^ours$|\d|abstract$", claim.section), claim.id
     for path in [*reader.FOLDER.glob("*/facts.json"), *reader.FOLDER.glob("*/claims.json")]:
         assert json.loads(path.read_text(encoding="utf-8"))["source"], path
     for known in (*papers.facts(), *papers.claims(), *(cell.row for cell in [*CELLS, *CITED])):
@@ -243,9 +243,9 @@ def test_ids_are_unique() -> None:
 
 
 def test_every_file_is_read() -> None:
-    """Every JSON file in the folder is a table, what was recorded for one, a paper's facts or claims, or a schema."""
+    """Every JSON file is a table, what was recorded for one, a paper's facts, claims or protocol, or a schema."""
     known = {f"{table}{kind}" for table in TABLES for kind in (".json", ".recorded.json")}
-    known |= {f"{fact.paper}/facts.json" for fact in papers.facts()}
+    known |= {f"{fact.paper}/{kind}.json" for fact in papers.facts() for kind in ("facts", "protocol")}
     known |= {f"{claim.paper}/claims.json" for claim in papers.claims()} | schemas().keys()
     files = {str(path.relative_to(reader.FOLDER)) for path in reader.FOLDER.rglob("*.json")}
 

@@ -14,7 +14,7 @@ BITFIT = [(67349, 1000, 202, 8.0, 0.544), (104743, 2000, 314, 8.0, 0.618)]
 @pytest.mark.parametrize(("examples", "steps", "noise"), KHAN)
 def test_khan(examples: int, steps: int, noise: float) -> None:
     """Khan's settings (batch 128, epsilon .5, delta 1e-5) need this noise over 20 epochs, and over 4."""
-    found = noise_multiplier(examples=examples, batch=128, steps=steps, epsilon=0.5, delta=1e-5, slack=0.01)
+    found = noise_multiplier(examples=examples, batch=128, steps=steps, epsilon=0.5, delta=1e-5, slack=0.01, digits=3)
 
     assert pytest.approx(noise, abs=0.015) == found
 
@@ -23,7 +23,9 @@ def test_khan(examples: int, steps: int, noise: float) -> None:
 def test_bitfit(examples: int, batch: int, steps: int, epsilon: float, noise: float) -> None:
     """DP-BiTFiT's released defaults, delta 1/(2N), need this noise."""
     delta = 1 / (2 * examples)
-    found = noise_multiplier(examples=examples, batch=batch, steps=steps, epsilon=epsilon, delta=delta, slack=0.01)
+    found = noise_multiplier(
+        examples=examples, batch=batch, steps=steps, epsilon=epsilon, delta=delta, slack=0.01, digits=3
+    )
 
     assert pytest.approx(noise, abs=0.005) == found
 
