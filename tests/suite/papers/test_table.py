@@ -179,11 +179,11 @@ class TestEveryTable:
                 assert not cell.spec.privacy or {f.name for f in fields(Privacy)} == written["privacy"].keys(), cell.id
 
     def test_recorded_scores_say_where_from(self, table: str) -> None:
-        """Every blessing says on what machine and from what code, committed, it was made, and when."""
+        """Every blessing says on what machine and from what commit, without changes, it was made, and when."""
         for blessing in read_recorded(table).blessings:
             known = {name for name, value in blessing.provenance.items() if value}
 
-            assert {"system", "cpu", "cores", "python", "versions", "revision", "code", "date"} <= known
+            assert {"system", "cpu", "cores", "python", "versions", "revision", "date"} <= known
             assert blessing.provenance["dirty"] is False
 
     def test_scores_have_a_band(self, table: str) -> None:
