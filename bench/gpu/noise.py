@@ -37,7 +37,7 @@ def noise() -> None:
     """What a step releases: its noise is normal, of the right size, fresh each time, once a logical batch."""
     shrink()
     made = job(spec(privacy=privacy(clip=0.5)))
-    model, z, clip = made.backbone.model, 0.7, 0.5
+    model = made.backbone.model
     plan = Plan(
         examples=64,
         batch=16,
@@ -45,8 +45,8 @@ def noise() -> None:
         steps_per_epoch=4,
         sampling="poisson",
         sample_rate=0.25,
-        clip=clip,
-        noise_multiplier=z,
+        clip=0.5,
+        noise_multiplier=0.7,
         delta=1e-4,
         accountant="rdp",
     )
@@ -54,66 +54,9 @@ def noise() -> None:
     def losses(cut):
         return made.losses(made.batch(made.train, cut))
 
-    def flat(sums):
-        return torch.cat([v.flatten() for v in sums.values()]).double()
-
-    with step("noise", "empty batch"):
-        source, count = rng.generator(3, "noise", A.device), 40 if A.tiny else 400
-        values = torch.stack([flat(noised_sum(model, losses, [], plan, source)) for _ in range(count)]) / (z * clip)
-        n = values.numel()
-        four = 5.0  # standard errors: a right engine is farther off once in 1.7 million
-        mean, std = values.mean().item(), values.std().item()
-        kurt = ((values - mean) ** 4).mean().item() / std**4
-        rows = torch.corrcoef(values)[~torch.eye(count, dtype=torch.bool, device=values.device)].abs().max().item()
-        kept = values[:, :: max(1, values.shape[1] // 500)]
-        columns = torch.corrcoef(kept.T)
-        columns = columns[~torch.eye(len(columns), dtype=torch.bool, device=values.device)].abs().max().item()
-        ks = stats.kstest(values.flatten()[:: max(1, n // 200000)].cpu().numpy(), "norm").pvalue
-        each = values.std(1)
-        right = (
-            abs(mean) < four / math.sqrt(n)
-            and abs(std - 1) < four / math.sqrt(2 * n)
-            and abs(kurt - 3) < four * math.sqrt(24 / n)
-            and ks > 1e-6
-            and ((each - 1).abs() < 6 / math.sqrt(2 * values.shape[1])).all().item()
-            and rows < 7 / math.sqrt(values.shape[1])
-            and columns < 7 / math.sqrt(count)
-        )
-        put(
-            "noise",
-            "empty batch",
-            right,
-            values=n,
-            mean=mean,
-            std=std,
-            kurtosis=kurt,
-            ks_p=ks,
-            rows=rows,
-            columns=columns,
-            largest=values.abs().max().item(),
-        )
-    with step("noise", "once a logical batch"):
-        alone = zeros(model)
-        per_example_pass(model, lambda: losses(list(range(12))), 12, {}).add_clipped(alone, clip, "abadi")
-        gaps = []
-        for cuts in ([list(range(12))], [[0, 1, 2], [3], [4, 5, 6, 7, 8, 9, 10, 11]]):
-            both = [noised_sum(model, losses, c, plan, rng.generator(5, "noise", A.device)) for c in (cuts, [])]
-            gaps.append(((flat(both[0]) - flat(both[1]) - flat(alone)).norm() / flat(alone).norm()).item())
-        put("noise", "once a logical batch", max(gaps) < 1e-4, gaps=gaps)
-    with step("noise", "streams"):
-        same = [flat(noised_sum(model, losses, [], plan, rng.generator(7, "noise", A.device))) for _ in range(2)]
-        torch.manual_seed(rng.seed(7, "dropout"))
-        other = torch.randn(same[0].shape, device=A.device).double() * z * clip
-        drawn = torch.normal(0.0, 1.0, same[0].shape, generator=rng.generator(7, "noise", A.device), device=A.device)
-        again = abs(torch.corrcoef(torch.stack([same[0], other]))[0, 1].item())
-        put(
-            "noise",
-            "streams",
-            torch.equal(*same) and again < 6 / math.sqrt(len(other)),
-            repeats=torch.equal(*same),
-            with_dropout=again,
-            first=drawn[:3].tolist(),
-        )
+    for name, call in (("empty batch", _empty), ("once a logical batch", _once), ("streams", _streams)):
+        with step("noise", name):
+            call(model, losses, plan)
     with step("noise", "neighbours"):
         _neighbours()
     with step("noise", "large tensor"):
@@ -131,7 +74,79 @@ def noise() -> None:
     for method in ("bitfit", "lora") if not A.tiny else ("bitfit",):
         with step("noise", f"audit {method}"):
             found = audit(job(spec(method=method, config=example(method), privacy=privacy())), 300 if A.tiny else 4000)
-            put("noise", f"audit {method}", not found.alarms, claimed=found.claimed, bound=found.bound, mu=found.mu)
+            put("noise", f"audit {method}", not found.alarms, claimed=found.claimed, limit=found.limit, mu=found.mu)
+
+
+def _flat(sums):
+    return torch.cat([v.flatten() for v in sums.values()]).double()
+
+
+def _empty(model, losses, plan) -> None:
+    """Steps that drew nobody release normal noise of the plan's size, and of nothing else."""
+    scale = plan.noise_multiplier * plan.clip
+    source, count = rng.generator(3, "noise", A.device), 40 if A.tiny else 400
+    values = torch.stack([_flat(noised_sum(model, losses, [], plan, source)) for _ in range(count)]) / (scale)
+    n = values.numel()
+    four = 5.0  # standard errors: a right engine is farther off once in 1.7 million
+    mean, std = values.mean().item(), values.std().item()
+    kurt = ((values - mean) ** 4).mean().item() / std**4
+    rows = torch.corrcoef(values)[~torch.eye(count, dtype=torch.bool, device=values.device)].abs().max().item()
+    kept = values[:, :: max(1, values.shape[1] // 500)]
+    columns = torch.corrcoef(kept.T)
+    columns = columns[~torch.eye(len(columns), dtype=torch.bool, device=values.device)].abs().max().item()
+    ks = stats.kstest(values.flatten()[:: max(1, n // 200000)].cpu().numpy(), "norm").pvalue
+    each = values.std(1)
+    right = (
+        abs(mean) < four / math.sqrt(n)
+        and abs(std - 1) < four / math.sqrt(2 * n)
+        and abs(kurt - 3) < four * math.sqrt(24 / n)
+        and ks > 1e-6
+        and ((each - 1).abs() < 6 / math.sqrt(2 * values.shape[1])).all().item()
+        and rows < 7 / math.sqrt(values.shape[1])
+        and columns < 7 / math.sqrt(count)
+    )
+    put(
+        "noise",
+        "empty batch",
+        right,
+        values=n,
+        mean=mean,
+        std=std,
+        kurtosis=kurt,
+        ks_p=ks,
+        rows=rows,
+        columns=columns,
+        largest=values.abs().max().item(),
+    )
+
+
+def _once(model, losses, plan) -> None:
+    """However a logical batch is cut, its noise is added once."""
+    alone = zeros(model)
+    per_example_pass(model, lambda: losses(list(range(12))), 12, {}).add_clipped(alone, plan.clip, "abadi")
+    gaps = []
+    for cuts in ([list(range(12))], [[0, 1, 2], [3], [4, 5, 6, 7, 8, 9, 10, 11]]):
+        both = [noised_sum(model, losses, c, plan, rng.generator(5, "noise", A.device)) for c in (cuts, [])]
+        gaps.append(((_flat(both[0]) - _flat(both[1]) - _flat(alone)).norm() / _flat(alone).norm()).item())
+    put("noise", "once a logical batch", max(gaps) < 1e-4, gaps=gaps)
+
+
+def _streams(model, losses, plan) -> None:
+    """A seed gives its noise again, and noise is not what dropout draws."""
+    scale = plan.noise_multiplier * plan.clip
+    same = [_flat(noised_sum(model, losses, [], plan, rng.generator(7, "noise", A.device))) for _ in range(2)]
+    torch.manual_seed(rng.seed(7, "dropout"))
+    other = torch.randn(same[0].shape, device=A.device).double() * scale
+    drawn = torch.normal(0.0, 1.0, same[0].shape, generator=rng.generator(7, "noise", A.device), device=A.device)
+    again = abs(torch.corrcoef(torch.stack([same[0], other]))[0, 1].item())
+    put(
+        "noise",
+        "streams",
+        torch.equal(*same) and again < 6 / math.sqrt(len(other)),
+        repeats=torch.equal(*same),
+        with_dropout=again,
+        first=drawn[:3].tolist(),
+    )
 
 
 def _neighbours() -> None:
