@@ -194,7 +194,7 @@ def test_options(page: Path) -> None:
     short = {option for option in re.findall(r"`(--[\w-]+)[ `]", text) if not option.startswith("--peft-")}
 
     assert named <= bench
-    assert short <= options() | {"--benchmark-json", "--print-completion"}
+    assert short <= options() | {"--benchmark-json", "--print-completion", "--texts"}  # the last is one of our tests
 
 
 def test_python_blocks() -> None:
