@@ -52,7 +52,7 @@ CLAIM |= {"relation": ">", "times": 0.0}
 CLAIMS = {
     "source": "a test",
     "claims": [
-        CLAIM | {"id": "trained", "says": "Something trains.", "quantity": "trainable"},
+        CLAIM | {"id": "scored", "says": "Something is learnt.", "quantity": "score"},
         CLAIM | {"id": "time", "says": "It takes time.", "quantity": "epoch_seconds"},
     ],
 }
@@ -275,7 +275,7 @@ def test_longest_first(run: Run, alone: tuple[Outcome, Path], tmp_path: Path) ->
         *["test_cells[long", "test_says", "test_cells[long"],
         *["test_cells[wrong"] * 2,
         *["test_cells[short"] * 2,
-        *["test_claims[trained", "test_claims[time"],
+        *["test_claims[scored", "test_claims[time"],
     ] == seen
 
 
