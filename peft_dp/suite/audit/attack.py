@@ -9,18 +9,18 @@ cell's; of a method with phases, the first.
 
 One statement decides. Noise is normal, so the scores of canaries in and out are two
 normal samples of one spread, mu apart, and epsilon follows from mu (Dong et al. 2022,
-arXiv 1905.02383, corollary 2.13). Canaries have coordinates of their own, so their scores are
-independent, within a draw and between draws: the scores of all draws make one sample,
-and its lower limit of mu is above the true mu in one audit of a thousand.
+arXiv 1905.02383, corollary 2.13). Canaries have coordinates of their own, so their
+scores are independent, within a draw and between draws: the scores of all draws make
+one sample, and its lower limit of mu is above the true mu in one audit of a thousand.
 
 Beside it stand, for each draw, bounds that need not know the scores' distribution,
 from how many guesses of who was in are right: of any mechanism (Steinke et al. 2023,
 arXiv 2305.08846), and of one whose trade-off function is a Gaussian's (Mahloujifar et
 al. 2024, arXiv 2410.22235). Each is above the truth in at most one draw of twenty.
 
-With three draws of 10,000 canaries noise a tenth too small is caught 24 times of 25. All canaries are
-in or out throughout, so nothing here sees the sampler, and nothing sees noise used
-twice.
+With three draws of 10,000 canaries noise a tenth too small is caught 9 times of 10.
+All canaries are in or out throughout, so nothing here sees the sampler, and nothing
+sees noise used twice.
 
 A canary's input is an example of the cell cut to one token, as its gradient does
 not depend on that. Eight whole examples are always there, so that a physical batch
@@ -347,7 +347,7 @@ def _power(canaries: int, mu: float) -> float:
 def _distance(scores: NDArray[numpy.float64], inside: NDArray[numpy.bool_]) -> tuple[float, float]:
     """Mu of the scores and its lower limit, by the large-sample variance of a standardised difference.
 
-    Of normal samples, the difference of their means over their common spread (Hedges and Olkin 1985, chapter 5).
+    Mu is the difference of two normal samples' means over their common spread (Hedges and Olkin 1985, chapter 5).
     """
     first, second = scores[inside], scores[~inside]
     variance = (first.var() * len(first) + second.var() * len(second)) / (len(scores) - 2)

@@ -56,7 +56,7 @@ def run(options: Namespace) -> int:
     print(tabulate(lines, headers=["", "epsilon"], disable_numparse=True))
     print(
         f"\n{found.draws} draws of {found.canaries:,} canaries; a draw's bound is above the truth in at most 1 of 20. "
-        "Three draws of 10,000\nsee half the noise or no clip always, noise a tenth too small 24 times of 25, a wrong "
+        "Three draws of 10,000\nsee half the noise or no clip always, noise a tenth too small 9 times of 10, a wrong "
         "sampler never."
     )
     return int(found.alarms)

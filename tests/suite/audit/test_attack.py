@@ -149,6 +149,24 @@ def test_distance() -> None:
     assert 1e-6 < binom.cdf(above, runs, auditing.ERROR) < 1 - 1e-6
 
 
+@pytest.mark.parametrize(("noise", "seen"), [(1.0, 0.001), (0.9, 0.91), (0.85, 0.999)])
+def test_what_is_seen(noise: float, seen: float) -> None:
+    """Three draws of 10,000 canaries refute noise a tenth too small in 9 audits of 10."""
+    draw, canaries, runs = numpy.random.default_rng(0), auditing.DRAWS * auditing.CANARIES, 500
+    claim = auditing.private_plan(
+        Privacy(epsilon=auditing.EPSILON, delta=auditing.DELTA), 10_000, 10_000, auditing.STEPS
+    )
+    claimed, mu = auditing.spent(claim, claim.steps), math.sqrt(claim.steps) / claim.noise_multiplier
+    refuted = 0
+    for _ in range(runs):
+        inside = draw.random(canaries) < 0.5
+        limit = auditing._distance(draw.normal(size=canaries) + mu / noise * inside, inside)[1]
+        refuted += gaussian_epsilon(limit, auditing.DELTA) > claimed
+
+    assert 1e-6 < binom.cdf(refuted, runs, seen) <= 1
+    assert 1e-6 < binom.sf(refuted - 1, runs, seen) <= 1
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_places(spec: Make, places: Places, method: str) -> None:
     """No two canaries share a place, every tensor has some, by its size, and all are where the masks let train."""
