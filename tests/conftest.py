@@ -45,22 +45,23 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return LoadFileScheduling(config, log) if config.getoption("dist") == "load" else None
 
 
+def given(folder: Path | None, needs: str) -> Path:
+    """The folder of an option; a test without it is skipped, with what it needs."""
+    if folder is None:
+        pytest.skip(f"needs {needs}")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def glue_folder(request: pytest.FixtureRequest) -> Path:
     """The folder of real GLUE data."""
-    folder: Path | None = request.config.option.peft_data
-    if folder is None:
-        pytest.skip("needs real data: pass --peft-data DIR with GLUE's official folders")
-    return folder
+    return given(request.config.option.peft_data, "real data: pass --peft-data DIR with GLUE's official folders")
 
 
 @pytest.fixture(scope="session")
 def texts(request: pytest.FixtureRequest) -> Path:
     """The folder of the papers' texts."""
-    folder: Path | None = request.config.option.texts
-    if folder is None:
-        pytest.skip("needs the papers' texts: pass --texts DIR")
-    return folder
+    return given(request.config.option.texts, "the papers' texts: pass --texts DIR")
 
 
 @pytest.fixture(scope="session")

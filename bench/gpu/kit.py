@@ -186,7 +186,7 @@ def ours(made):
 
 
 def seconds(call, repeats: int, warm: int = 2) -> list[float]:
-    """Of each repeat, waiting for the device."""
+    """Seconds of each repeat of a call, the device's work included."""
     for _ in range(warm):
         call()
     found = []

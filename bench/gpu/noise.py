@@ -85,9 +85,9 @@ def _empty(model, losses, plan) -> None:
     """Steps that drew nobody release normal noise of the plan's size, and of nothing else."""
     scale = plan.noise_multiplier * plan.clip
     source, count = rng.generator(3, "noise", A.device), 40 if A.tiny else 400
-    values = torch.stack([_flat(noised_sum(model, losses, [], plan, source)) for _ in range(count)]) / (scale)
+    values = torch.stack([_flat(noised_sum(model, losses, [], plan, source)) for _ in range(count)]) / scale
     n = values.numel()
-    four = 5.0  # standard errors: a right engine is farther off once in 1.7 million
+    most = 5.0  # standard errors: a right engine is farther off once in 1.7 million
     mean, std = values.mean().item(), values.std().item()
     kurt = ((values - mean) ** 4).mean().item() / std**4
     rows = torch.corrcoef(values)[~torch.eye(count, dtype=torch.bool, device=values.device)].abs().max().item()
@@ -97,9 +97,9 @@ def _empty(model, losses, plan) -> None:
     ks = stats.kstest(values.flatten()[:: max(1, n // 200000)].cpu().numpy(), "norm").pvalue
     each = values.std(1)
     right = (
-        abs(mean) < four / math.sqrt(n)
-        and abs(std - 1) < four / math.sqrt(2 * n)
-        and abs(kurt - 3) < four * math.sqrt(24 / n)
+        abs(mean) < most / math.sqrt(n)
+        and abs(std - 1) < most / math.sqrt(2 * n)
+        and abs(kurt - 3) < most * math.sqrt(24 / n)
         and ks > 1e-6
         and ((each - 1).abs() < 6 / math.sqrt(2 * values.shape[1])).all().item()
         and rows < 7 / math.sqrt(values.shape[1])

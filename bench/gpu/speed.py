@@ -56,7 +56,7 @@ GRID = [  # backbone, precision, examples of 128 tokens, method: in order of val
 
 
 def flops(call) -> float:
-    """Of matrix products in a call, by torch's own formulas."""
+    """FLOPs of the matrix products in a call, by torch's own formulas."""
     with FlopCounterMode(display=False) as counter:
         call()
     return float(counter.get_total_flops())

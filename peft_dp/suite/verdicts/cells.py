@@ -135,10 +135,9 @@ def _asserted(cell: Cell) -> list[str]:
     return [name for name, expect in cell.expect.items() if expect.asserted and name != "score"]
 
 
-def lacking(cell: Cell, records: Sequence[Record]) -> str:
+def lacking(cell: Cell, record: Record) -> str:
     """Return a sentence about the first quantity that is expected of a cell and that a record lacks; empty without."""
-    lacks = (name for name in _asserted(cell) if any(name not in record.values for record in records))
-    name = next(lacks, None)
+    name = next((name for name in _asserted(cell) if name not in record.values), None)
     return f"{cell.id} expects {short(name)}, which its record does not have" if name is not None else ""
 
 
@@ -148,8 +147,9 @@ def judge_cell(cell: Cell, records: Sequence[Record]) -> Verdict:
     Raises:
         ValueError: Nothing is expected of the cell, so no run could fail it; or a quantity that a record lacks.
     """
-    if fault := lacking(cell, records):
-        raise ValueError(fault)
+    for record in records:
+        if fault := lacking(cell, record):
+            raise ValueError(fault)
     scores = [record.values["score"] for record in records]
     findings = [_printed(name, cell.expect[name], fmean(r.values[name] for r in records)) for name in _asserted(cell)]
     findings += [*judge_score(cell, scores), *_loss(cell, records), *_alarm(cell, scores)]

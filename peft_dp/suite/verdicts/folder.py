@@ -55,7 +55,7 @@ def read_folder(folder: Path) -> Folder:
         if of_cell := runs.get(digest):
             known.add(digest)
             some = [of_cell[seed] for seed in sorted(of_cell)]
-            faults = [f"{files[id(one)]}: {fault}" for one in some if (fault := lacking(cell, [one]))]
+            faults = [f"{files[id(one)]}: {fault}" for one in some if (fault := lacking(cell, one))]
             if faults:  # the other cells are still judged
                 damaged += faults
             else:
