@@ -122,7 +122,7 @@ CASES = [
 @pytest.fixture(scope="module")
 def lines(at_end):
     """The table, printed at the end."""
-    lines = []
+    lines: list[list[object]] = []
     yield lines
     if lines:
         headers = ["row", "wrong", "runs", "trained", "score", "band", "loss", "band", "verdict", "by"]
@@ -145,7 +145,8 @@ def test_caught(row, says, wrong, must, monkeypatch, pytestconfig, lines):
     for number, verdict in zip(SEEDS, verdicts, strict=True):
         numbers = [text for name, digits in (("score", 1), ("loss", 3)) for text in _gap(verdict.finding(name), digits)]
         by = [finding.quantity for finding in verdict.findings if finding.status == "differs"]
-        trained = f"{verdict.finding('trainable').ours:,.0f}" if "trainable" in by else ""
+        counted = verdict.finding("trainable")
+        trained = f"{counted.ours:,.0f}" if counted and "trainable" in by else ""
         lines.append([row, says, number, trained, *numbers, verdict.status, ", ".join(by)])
     if wrong is nothing:
         assert "differs" not in [verdict.status for verdict in verdicts]

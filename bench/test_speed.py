@@ -7,6 +7,8 @@ import statistics
 import time
 import warnings
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import pytest
 from tabulate import tabulate
@@ -23,7 +25,7 @@ OPACUS = {"hooks": "Opacus hooks", "ghost": "Opacus ghost"}
 
 def methods():
     """One cell of each method and config on MiniLM; two-phase training is in its first phase full fine-tuning."""
-    found = {}
+    found: dict[tuple[str, str], Any] = {}
     for cell in cells("embedded/smoke"):
         if cell.task == "sentiment" and cell.spec.method != "two_phase":
             found.setdefault((cell.spec.method, json.dumps(cell.spec.config)), cell)
@@ -32,7 +34,7 @@ def methods():
 
 def table(at_end, headers, note):
     """Collects lines, and has them printed as a table with a note at the end."""
-    lines = []
+    lines: list[list[object]] = []
     yield lines
     if lines:
         at_end(tabulate(lines, headers, stralign="right", disable_numparse=True))
@@ -160,7 +162,7 @@ def interleaved(steps, size, repeats, device):
     """Name -> seconds of each repeat of a step over the first `size` examples."""
     import torch
 
-    seconds = {name: [] for name in steps}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(repeats):
         for name, step in steps.items():
             start = time.perf_counter()
@@ -193,7 +195,7 @@ def test_privacy(spec, job, privacy_table, request):
         plain = make(private=False)
         steps = {"ordinary": ours(plain), "private": ours(make()), **opacus(make, None)}
         weights = cost.weight_bytes(plain)
-        peaks = {n: cost.peak_bytes(lambda s=s: s(range(BATCH)), plain.device) + weights for n, s in steps.items()}
+        peaks = {n: cost.peak_bytes(partial(s, range(BATCH)), plain.device) + weights for n, s in steps.items()}
         seconds = interleaved(steps, BATCH, REPEATS, plain.device)
     ordinary = f"{statistics.median(seconds['ordinary']):.2f}", f"{peaks['ordinary'] / 1e6:.0f}"
     line = [request.node.callspec.id, f"{plain.backbone.count():,}", *ordinary]
@@ -347,7 +349,7 @@ def test_growth(tokens, examples, layers, job, growth_table, request):
                 made.backbone.layers = made.backbone.layers[:layers]
                 steps["private " * bool(privacy) + cell.row.id] = ours(replace(made, train=data))
     order = ("bitfit", "private bitfit", "full", "private full")
-    peaks = {name: cost.peak_bytes(lambda s=steps[name]: s(range(examples)), "cpu") / 1e6 for name in order}
+    peaks = {name: cost.peak_bytes(partial(steps[name], range(examples)), "cpu") / 1e6 for name in order}
     seconds = interleaved(steps, examples, PEERS_REPEATS, "cpu")
     line = [tokens, examples, layers, f"{statistics.median(seconds['bitfit']):.2f}", f"{peaks['bitfit']:.0f}"]
     for name in order[1:]:

@@ -67,7 +67,7 @@ def texts(request: pytest.FixtureRequest) -> Path:
 @pytest.fixture(scope="session")
 def places(tmp_path_factory: pytest.TempPathFactory) -> Places:
     """Places with a tiny random BERT under the name of the real one."""
-    from transformers import BertConfig, BertModel, BertTokenizerFast
+    from transformers import BertConfig, BertModel, BertTokenizerFast  # type: ignore[attr-defined]
 
     base = tmp_path_factory.mktemp("backbones")
     folder = base / "bert-base-cased"

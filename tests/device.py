@@ -26,7 +26,7 @@ waits: list[str] = []
 """What made the CPU wait for the device."""
 
 
-class Generator(CPU_GENERATOR):
+class Generator(CPU_GENERATOR):  # type: ignore[misc, valid-type]
     """A generator that knows which device it was made for."""
 
     def __new__(cls, device: str = "cpu") -> Generator:
@@ -41,19 +41,21 @@ class Generator(CPU_GENERATOR):
 class There(Tensor):
     """A tensor on the device."""
 
+    held: Tensor
+
     device = property(lambda self: torch.device("cuda"))  # type: ignore[assignment]
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
     def __new__(cls: Any, held: Tensor) -> There:
         """Puts a tensor on the device."""
-        shape = {"strides": held.stride(), "storage_offset": held.storage_offset(), "dtype": held.dtype}
+        shape: dict[str, Any] = {"strides": held.stride(), "storage_offset": held.storage_offset(), "dtype": held.dtype}
         made: There = Tensor._make_wrapper_subclass(cls, held.size(), **shape)  # type: ignore[attr-defined]
         made.held = held
         return made
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         """Runs one operation on what the tensors hold."""
         tensors = [value for value in tree_leaves((args, kwargs or {})) if isinstance(value, Tensor)]
         if func in INDEXING:  # takes indices from the CPU, and waits for them and for a mask

@@ -75,7 +75,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def options(copy: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Where the data and the weights are, as options of the verbs."""
-    from transformers import AutoConfig, AutoModel, BertTokenizerFast
+    from transformers import AutoConfig, AutoModel, BertTokenizerFast  # type: ignore[attr-defined]
 
     folder = tmp_path_factory.mktemp("places")
     model = folder / "our-bert"

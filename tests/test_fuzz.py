@@ -422,9 +422,10 @@ def test_checkpoints(examples: int, tmp_path: Path, caplog: pytest.LogCaptureFix
 def test_saved_weights(examples: int, tmp_path: Path) -> None:
     """Weights that are restored have the names and shapes of those that train, or are refused by name."""
     layer = nn.Module()
-    model = nn.ModuleDict({"encoder": nn.ModuleDict({"layer": nn.ModuleList([layer])}), "head": nn.Linear(2, 2)})
+    head = nn.Linear(2, 2)
+    model = nn.ModuleDict({"encoder": nn.ModuleDict({"layer": nn.ModuleList([layer])}), "head": head})
     family = replace(FAMILY)
-    backbone = Backbone(model, model, family, [model.head])
+    backbone = Backbone(model, model, family, [head])
     path = tmp_path / "saved.safetensors"
     backbone.save(path)
     good = path.read_bytes()

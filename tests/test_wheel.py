@@ -27,12 +27,12 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / part, source / part, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    pip: list[str | Path] = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     build = [*pip, "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, source]
     subprocess.run(build, check=True, cwd=folder)
     venv.create(folder / "environment", symlinks=True)
     made = folder / "environment" / "bin" / "python"
-    ask = [made, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    ask: list[str | Path] = [made, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
     site = Path(subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip())
     (wheel,) = folder.glob("*.whl")
     subprocess.run([*pip, "--python", made, "install", "-q", "--no-deps", wheel], check=True, cwd=folder)
@@ -46,7 +46,7 @@ def ask(python: Path, folder: Path, *words: str) -> str:
     """Return what `python -m words` prints in a folder; it must succeed."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "160"}
     environment.pop("PYTHONPATH", None)
-    command = [python, "-m", *words]
+    command = [str(python), "-m", *map(str, words)]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -93,10 +93,11 @@ def gradient_gap(batch: Callable[..., Batch]) -> Callable[[Backbone], float]:
         trained = list(backbone.trained().values())
         with torch.no_grad():
             for parameter in trained:
-                parameter += 0.05 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
         both, rows = batch(), []
         for i in range(len(both)):
-            alone = Batch(*(t[i : i + 1] for t in (both.ids, both.mask, both.types, both.positions, both.labels)))
+            fields = {name: getattr(both, name)[i : i + 1] for name in ("ids", "mask", "types", "positions", "labels")}
+            alone = Batch(**fields)
             loss = cross_entropy(backbone.logits(alone), alone.labels).sum()
             rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, trained)]))
         found = per_example_pass(

@@ -146,7 +146,7 @@ def test_copy(method: str) -> None:
     before = other(ids).logits.detach()
     with torch.no_grad():
         for parameter in trained.values():
-            parameter += 0.5
+            parameter.add_(0.5)
 
     assert torch.equal(before, other(ids).logits)
     assert not torch.equal(before, model(ids).logits)
@@ -159,7 +159,7 @@ def test_twice(method: str) -> None:
     first = peft_dp.attach(model, method, **methods.load(method).EXAMPLE.model_dump(mode="json"))
     with torch.no_grad():
         for parameter in first.values():
-            parameter += 0.3
+            parameter.add_(0.3)
     if any(type(module).__module__.startswith("peft_dp.") for module in model.modules()):
         with pytest.raises(ValueError, match="the model has a method on it already"):
             peft_dp.attach(model, "lora", rank=2, alpha=4)
@@ -177,7 +177,7 @@ def test_layers_without_bias() -> None:
     model = tiny("BertForSequenceClassification")
     for module in model.bert.encoder.modules():
         if isinstance(module, nn.Linear):
-            module.bias = None
+            module.register_parameter("bias", None)
     with pytest.raises(ValueError, match=r"BertForSequenceClassification lacks what bitfit works on: .*bias"):
         peft_dp.attach(model, "bitfit", biases=["query"])
 

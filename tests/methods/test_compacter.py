@@ -37,7 +37,9 @@ def test_formula(families: Backbone, batch: Make, rng: torch.Generator) -> None:
     families.logits(batch())
     x, found = seen
     down, up = (
-        sum(torch.kron(a, left @ right) for a, left, right in zip(p.rules, p.left, p.right, strict=True))
+        torch.stack([torch.kron(a, left @ right) for a, left, right in zip(p.rules, p.left, p.right, strict=True)]).sum(
+            0
+        )
         for p in (site.compacter.down, site.compacter.up)
     )
     f = functional.linear(x, site.weight, site.bias)

@@ -41,7 +41,7 @@ def train(backbone: Backbone, batch: Batch) -> None:
         with torch.no_grad():
             for (name, parameter), gradient in zip(trained.items(), found, strict=True):
                 if gradient is not None:
-                    parameter -= 0.3 * gradient * backbone.masks.get(name, 1)
+                    parameter.sub_(0.3 * gradient * backbone.masks.get(name, 1))
 
 
 def values(backbone: Backbone) -> dict[str, Tensor]:
@@ -96,7 +96,7 @@ def test_save(method: ModuleType, families: Backbone, batch: Make, tmp_path: Pat
     backbone.save(tmp_path / "trained.safetensors")
     with torch.no_grad():
         for name, parameter in backbone.trained().items():
-            parameter += backbone.masks.get(name, 1)
+            parameter.add_(backbone.masks.get(name, 1))
     backbone.restore(tmp_path / "trained.safetensors")
 
     assert torch.equal(expected, backbone.logits(batch()))

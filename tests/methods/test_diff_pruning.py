@@ -78,8 +78,9 @@ def test_counts(structured: bool) -> None:
     """DistilBERT has a shift and a gate for each of its 42,467,328 linear weights, and one more gate a tensor."""
     from transformers import AutoConfig, AutoModel
 
+    shape: dict[str, Any] = dict(distilbert.CONFIG)
     with torch.device("meta"):
-        encoder = AutoModel.from_config(AutoConfig.for_model(**distilbert.CONFIG))
+        encoder = AutoModel.from_config(AutoConfig.for_model(**shape))
         backbone = Backbone(encoder, encoder, distilbert.FAMILY, [])
         backbone.freeze()
         config = diff_pruning.Config(gated_epochs=1, structured=structured)
@@ -94,6 +95,7 @@ def test_penalty(spec: Any, places: Places, structured: bool) -> None:
     made = job(spec, places, penalty=0.5, structured=structured)
     gates = 2 * (4 * 16 * 16 + 2 * 16 * 32) + (12 if structured else 0)
     found = made.method.penalty(made.backbone)
+    assert found is not None
 
     assert found.item() == pytest.approx(0.5 * gates * 0.9933071, rel=1e-5)
 

@@ -37,8 +37,9 @@ def test_counts() -> None:
     """DistilBERT's counts are those of its last one and two layers and its head of two classes."""
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
+    config: dict[str, Any] = dict(distilbert.CONFIG)
     with torch.device("meta"):
-        model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(**distilbert.CONFIG, num_labels=2))
+        model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(**config, num_labels=2))
     heads = [model.get_submodule(path) for path in distilbert.FAMILY.head]
     backbone = Backbone(model, model.base_model, distilbert.FAMILY, heads)
     backbone.freeze()

@@ -35,7 +35,7 @@ def moved(spec: Spec, places: Places) -> Job:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in job.backbone.trained().values():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
     return job
 
 

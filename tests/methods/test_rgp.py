@@ -62,7 +62,7 @@ def stirred(job: Job) -> Job:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for p in job.backbone.updated().values():
-            p += 0.05 * torch.randn(p.shape, generator=generator, dtype=torch.float64)
+            p.add_(0.05 * torch.randn(p.shape, generator=generator, dtype=torch.float64))
     return job
 
 
@@ -140,7 +140,12 @@ def test_weights_move_by_it_alone(job: Make, monkeypatch: pytest.MonkeyPatch) ->
     before = {name: p.detach().clone() for name, p in made.backbone.model.named_parameters()}
     released: list[dict[str, Tensor]] = []
     release = rgp.Config.release
-    monkeypatch.setattr(rgp.Config, "release", lambda *given: released.append(release(*given)) or released[-1])
+
+    def kept(*given: Any) -> Any:
+        released.append(release(*given))
+        return released[-1]
+
+    monkeypatch.setattr(rgp.Config, "release", kept)
     fit(made)
     (gradient,) = released
 

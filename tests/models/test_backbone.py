@@ -66,7 +66,7 @@ def test_linear_sites(loaded: Load, kind: str, role: str, shape: tuple[int, int]
     """Each role of a linear layer is there once a layer, with its own widths."""
     sites = loaded(head=kind).sites(role)
 
-    assert [shape] * 2 == [(site.in_features, site.out_features) for site in sites]  # type: ignore[misc]
+    assert [shape] * 2 == [(site.in_features, site.out_features) for site in sites]  # type: ignore[comparison-overlap]
     assert sites[0] is not sites[1]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -214,7 +214,7 @@ def test_a_changed_tokenizer_is_read_again(backbones: Path, spec: Callable[..., 
     assert first != ids(backbones, spec())
 
 
-def ids(backbones: Path, spec: Spec) -> list[list[int]]:
+def ids(backbones: Path, spec: Spec) -> list[Sequence[int]]:
     """The tokens of the training examples, with the weights loaded."""
     return list(build(spec, find_sources(spec, Places(backbones=backbones, device="cpu"))).train.ids)
 

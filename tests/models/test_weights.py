@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import huggingface_hub
 import pytest
@@ -131,7 +131,7 @@ def test_read_outs(job: Callable[..., Job], readout: str) -> None:
 )
 def test_shape(name: str, size: int) -> None:
     """The model has as many values as the published one, its pooler left out."""
-    options = {"add_pooling_layer": False} if registry.load("backbones", name).FAMILY.pooler else {}
+    options: dict[str, Any] = {"add_pooling_layer": False} if registry.load("backbones", name).FAMILY.pooler else {}
     with torch.device("meta"):
         made = weights.model(Random(name), AutoModel, **options)
 

@@ -35,7 +35,7 @@ CHANCE = 1e-6
 """A test of chance fails where a right engine would give what was seen less often than this."""
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
 """Error of the released change against the loop, over its size."""
-BATCHES = ([0, 1, 2, 3, 4, 5, 6], [], [7, 8, 9, 10, 11])
+BATCHES: tuple[list[int], ...] = ([0, 1, 2, 3, 4, 5, 6], [], [7, 8, 9, 10, 11])
 """Logical batches of three steps; none has the expected size, one is empty."""
 EXPECTED = 8
 NOISE = 0.7
@@ -114,7 +114,7 @@ def reference(job: jobs.Job, indices: Sequence[int]) -> tuple[dict[str, Tensor],
         norm = torch.stack([g.square().sum() for g in gradient.values()]).sum().sqrt()
         norms.append(norm)
         if norm.isfinite():
-            factor = plan.clip / (norm + 0.01) if plan.clipping == "automatic" else min(1.0, plan.clip / norm)
+            factor = plan.clip / (norm + 0.01) if plan.clipping == "automatic" else (plan.clip / norm).clamp(max=1)
             for name, g in gradient.items():
                 sums[name] += factor * g
     return sums, norms
@@ -150,7 +150,8 @@ def kept_release(method: Method, given: dict[str, dict[str, Tensor]]) -> Method:
 
 def step(job: jobs.Job, phase: Any, indices: Sequence[int], noise: torch.Generator) -> Step:
     """One step through the training loop, and the reference's."""
-    backbone, given = job.backbone, {}
+    backbone = job.backbone
+    given: dict[str, Any] = {}
     method = kept_release(job.method, given)
     before = {name: value.detach().clone() for name, value in backbone.model.named_parameters()}
     mean = gradient.noised_mean(replace(job, method=method), list(indices), noise, Tally(job.device))

@@ -83,7 +83,7 @@ def bert() -> Case:
     trained = peft_dp.attach(model, "lora", rank=2, alpha=4)
     with torch.no_grad():
         for parameter in trained.values():
-            parameter += 0.05 * torch.randn_like(parameter)
+            parameter.add_(0.05 * torch.randn_like(parameter))
     ids, labels, lengths = torch.randint(5, 50, (24, 8)), torch.randint(0, 3, (24,)), torch.randint(3, 9, (24,))
     mask = (torch.arange(8) < lengths[:, None]).long()
 
@@ -97,13 +97,20 @@ def bert() -> Case:
 
 def engine(model: nn.Module, **options: Any) -> PrivacyEngine:
     """Six steps over 24 examples, eight at a time."""
-    given = {"privacy": PRIVACY, "examples": 24, "batch": 8, "epochs": 2, "seed": SEED} | options
+    given: dict[str, Any] = {"privacy": PRIVACY, "examples": 24, "batch": 8, "epochs": 2, "seed": SEED} | options
     return PrivacyEngine(model, **given)
 
 
 def plan(**fields: Any) -> Plan:
     """A plan over 24 examples without noise."""
-    base = {"examples": 24, "batch": 8, "steps": 6, "steps_per_epoch": 3, "sampling": "poisson", "sample_rate": 1 / 3}
+    base: dict[str, Any] = {
+        "examples": 24,
+        "batch": 8,
+        "steps": 6,
+        "steps_per_epoch": 3,
+        "sampling": "poisson",
+        "sample_rate": 1 / 3,
+    }
     return Plan(**(base | {"clip": 0.5, "delta": 1e-3, "accountant": "rdp"} | fields))
 
 
@@ -148,7 +155,8 @@ def test_gradient(case: Case) -> None:
 @pytest.mark.parametrize("physical", [1, 3])
 def test_physical_size(case: Case, physical: int) -> None:
     """How many examples pass at once changes the cut and nothing else."""
-    found, sizes = [], []
+    found: list[Tensor] = []
+    sizes: list[list[int]] = []
     for size in (physical, 32):
         made = engine(case.model, physical=size)
 
@@ -701,6 +709,6 @@ def test_gradient_checkpointing() -> None:
     model = bert().model
     for module in model.modules():
         if hasattr(module, "gradient_checkpointing"):
-            module.gradient_checkpointing = True
+            module.gradient_checkpointing = True  # type: ignore[assignment]
     with pytest.raises(ValueError, match="gradient checkpointing runs modules twice per pass"):
         engine(model)

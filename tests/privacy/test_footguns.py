@@ -146,9 +146,8 @@ def job(spec: Callable[..., Spec], places: Places) -> Callable[..., Job]:
 
 def private(job: Job, **changes: Any) -> Job:
     """The job under a private plan of its own, with no search for the noise."""
-    return replace(
-        job, plan=replace(job.plan, **({"sampling": "poisson", "clip": 1.0, "noise_multiplier": 1.0} | changes))
-    )
+    fields: dict[str, Any] = {"sampling": "poisson", "clip": 1.0, "noise_multiplier": 1.0} | changes
+    return replace(job, plan=replace(job.plan, **fields))
 
 
 def released(job: Job, indices: list[int]) -> dict[str, Tensor]:
@@ -784,7 +783,7 @@ def test_choice_does_not_look_at_data(job: Callable[..., Job], method: str) -> N
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for parameter in made.backbone.trained().values():
-                parameter += torch.randn(parameter.shape, generator=generator)
+                parameter.add_(torch.randn(parameter.shape, generator=generator))
         found.append(last_phase(made).backbone if method in PHASED else made.backbone)
     one, other = found
 
@@ -803,6 +802,7 @@ def test_penalty_comes_after_the_noise(job: Callable[..., Job]) -> None:
     without, found = (released(j, list(range(8))) for j in (bare, made))
     trained = made.backbone.trained()
     penalty = made.method.penalty(made.backbone)
+    assert penalty is not None
     expected = torch.autograd.grad(penalty, list(trained.values()), allow_unused=True, materialize_grads=True)
 
     assert torch.equal(one.norms, other.norms)

@@ -160,7 +160,7 @@ def cases(
         with torch.no_grad():
             for name, parameter in (backbone.updated() | backbone.trained()).items():
                 scale = 0.5 * parameter.abs() + 0.05
-                parameter += scale * torch.randn(parameter.shape, generator=draw) * backbone.masks.get(name, 1)
+                parameter.add_(scale * torch.randn(parameter.shape, generator=draw) * backbone.masks.get(name, 1))
         example.begin_step(backbone, draw)
         for packed in (False, True)[: 1 + (backbone.packs and attention == "sdpa")]:
             backbone.model.float()
@@ -251,7 +251,7 @@ def test_ghost_norms_of_real_weights() -> None:
         lambda: torch.set_float32_matmul_precision("medium"),
         lambda: setattr(torch.backends.cuda.matmul, "allow_tf32", True),
         lambda: setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32"),
-        lambda: setattr(torch.backends.mkldnn.matmul, "fp32_precision", "bf16"),
+        lambda: setattr(torch.backends.mkldnn.matmul, "fp32_precision", "bf16"),  # type: ignore[attr-defined]
         lambda: os.environ.update(NVIDIA_TF32_OVERRIDE="1"),
     ],
     ids=["high", "medium", "allow_tf32", "cuda", "mkldnn", "cublas"],

@@ -291,13 +291,13 @@ def hostile(job: jobs.Job) -> jobs.Job:
 
 
 JOBS: dict[str, Callable[..., jobs.Job]] = {
-    "full": lambda *args, **fields: made(*args, "full", **fields),
-    "automatic": lambda *args, **fields: made(*args, "full", clipping="automatic", **fields),
-    "gradual": lambda *args, **fields: made(*args, "gradual", **fields),
-    "random_mask": lambda *args, **fields: made(*args, "random_mask", **fields),
-    "slash": lambda *args, **fields: made(*args, "slash", **fields),
-    "short": lambda *args, **fields: made(*args, "full", length=4, **fields),
-    "hostile": lambda *args, **fields: hostile(made(*args, "full", **fields)),
+    "full": lambda spec, places, **fields: made(spec, places, "full", **fields),
+    "automatic": lambda spec, places, **fields: made(spec, places, "full", clipping="automatic", **fields),
+    "gradual": lambda spec, places, **fields: made(spec, places, "gradual", **fields),
+    "random_mask": lambda spec, places, **fields: made(spec, places, "random_mask", **fields),
+    "slash": lambda spec, places, **fields: made(spec, places, "slash", **fields),
+    "short": lambda spec, places, **fields: made(spec, places, "full", length=4, **fields),
+    "hostile": lambda spec, places, **fields: hostile(made(spec, places, "full", **fields)),
 }
 
 
@@ -468,7 +468,7 @@ def pld(noise: float, rate: float, steps: int, delta: float) -> float:
 
 def streams() -> bool:
     """Two seeds, and two streams of one seed, are not correlated."""
-    sources = [(0, "noise"), (1, "noise"), (0, "batches"), (0, "dropout")]
+    sources: list[tuple[int, rng.Stream]] = [(0, "noise"), (1, "noise"), (0, "batches"), (0, "dropout")]
     draws = torch.stack([torch.randn(10_000, generator=rng.generator(*source)) for source in sources])
     return torch.corrcoef(draws).triu(1).abs().max().item() < 0.06
 

@@ -176,7 +176,7 @@ def test_short_run_writes_nothing(job: Jobs, tmp_path: Path) -> None:
 def test_interval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The state is asked for once the interval has passed since the last time, as many times as that took seconds."""
     now = [0.0]
-    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
     asked: list[float] = []
 
     def state() -> State:

@@ -323,6 +323,6 @@ def test_learns(job: Callable[..., Job]) -> None:
     """Where every label is the same, the loss falls to a fraction."""
     made = job(epochs=6, optimiser=Optimiser(rate=0.1, schedule="constant"))
     same = replace(made.train, labels=torch.ones_like(made.train.labels))
-    losses = [epoch.loss for epoch in fit(replace(made, train=same)).epochs]
+    losses = [epoch.loss for epoch in fit(replace(made, train=same)).epochs if epoch.loss is not None]
 
     assert losses[-1] < 0.1 * losses[0]

@@ -40,9 +40,8 @@ def job(spec: Make, places: Places) -> Callable[..., Job]:
 
 def private(job: Job, **changes: Any) -> Job:
     """The job under a private plan of its own, with no search for the noise."""
-    return replace(
-        job, plan=replace(job.plan, **({"sampling": "poisson", "clip": 1.0, "noise_multiplier": 1.0} | changes))
-    )
+    fields: dict[str, Any] = {"sampling": "poisson", "clip": 1.0, "noise_multiplier": 1.0} | changes
+    return replace(job, plan=replace(job.plan, **fields))
 
 
 def weights(job: Job) -> dict[str, Tensor]:

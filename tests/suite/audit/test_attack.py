@@ -17,7 +17,7 @@ from torch import Tensor
 from peft_dp import Places, Spec, methods, registry, rng
 from peft_dp.privacy import gradients
 from peft_dp.privacy.noised_sum import noised_sum
-from peft_dp.privacy.plan import Plan
+from peft_dp.privacy.plan import Plan, private_plan, spent
 from peft_dp.spec import Privacy
 from peft_dp.suite import papers
 from peft_dp.suite.audit import attack as auditing
@@ -153,10 +153,8 @@ def test_distance() -> None:
 def test_what_is_seen(noise: float, seen: float) -> None:
     """Three draws of 10,000 canaries refute noise a tenth too small in 9 audits of 10."""
     draw, canaries, runs = numpy.random.default_rng(0), auditing.DRAWS * auditing.CANARIES, 500
-    claim = auditing.private_plan(
-        Privacy(epsilon=auditing.EPSILON, delta=auditing.DELTA), 10_000, 10_000, auditing.STEPS
-    )
-    claimed, mu = auditing.spent(claim, claim.steps), math.sqrt(claim.steps) / claim.noise_multiplier
+    claim = private_plan(Privacy(epsilon=auditing.EPSILON, delta=auditing.DELTA), 10_000, 10_000, auditing.STEPS)
+    claimed, mu = spent(claim, claim.steps), math.sqrt(claim.steps) / claim.noise_multiplier
     refuted = 0
     for _ in range(runs):
         inside = draw.random(canaries) < 0.5
@@ -203,7 +201,7 @@ def test_examples(spec: Make, places: Places, method: str) -> None:
     job.backbone.model.double()
     with torch.no_grad():
         for parameter in job.backbone.trained().values():
-            parameter += 0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     canaries, inside = planted(job, 300)
     scores = auditing._scores(job, plan(), canaries, inside, rng.generator(0, "noise"))
     sums = clipped_sum(job, job.train.batch(range(8), "cpu"), 0.5).sums
@@ -227,7 +225,7 @@ def test_weights_stay(spec: Make, places: Places) -> None:
 
 
 @pytest.mark.parametrize("accountant", ["prv", "rdp"])
-def test_claim(spec: Make, places: Places, accountant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_claim(spec: Make, places: Places, accountant: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is claimed is by the cell's own accountant, close to 2, and not below the Gaussian mechanism's epsilon."""
     job = made(spec, places)
     assert job.spec.privacy is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ def closed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def look(closed: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Look:
     """Examines with a hub that answers or does not, and a cache that is empty."""
 
-    def examined(*, reached: bool = False, records: Path = tmp_path / "records", **places: Path) -> Report:
+    def examined(*, reached: bool = False, records: Path = tmp_path / "records", **places: Any) -> Report:
         if reached:
             monkeypatch.setattr(hub, "fault", lambda: "")
         return examine(Places(**places), records)

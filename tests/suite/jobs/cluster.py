@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,8 +96,7 @@ class Cluster:
         """Kills all that runs on a node at once, as if it had lost power."""
         self.daemons[node].kill()
         self.daemons[node].wait()
-        for process in _of(node):
-            _kill(process)
+        _kill_all([node])
 
     def node(self, process: int) -> str:
         """The node that a process runs on."""
@@ -149,7 +148,7 @@ def cluster(folder: Path, nodes: int) -> Iterator[Cluster]:
         until((folder / "munge.socket").exists, True)
         start("controller", "slurmctld", "-D")
         daemons = {name: start(name, "slurmd", "-D", "-N", name) for name in names}
-        running.callback(lambda: [_kill(process) for name in names for process in _of(name)])
+        running.callback(lambda: _kill_all(names))
         made = Cluster(environment=environment, daemons=daemons)
         until(lambda: _idle(made), nodes)
         yield made
@@ -162,6 +161,11 @@ def _idle(made: Cluster) -> int:
         capture_output=True,
     )
     return len(done.stdout.splitlines())
+
+
+def _kill_all(names: Iterable[str]) -> None:
+    for process in [process for name in names for process in _of(name)]:
+        _kill(process)
 
 
 def _kill(process: int) -> None:

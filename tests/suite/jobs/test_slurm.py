@@ -45,7 +45,7 @@ def send(submit: Callable[..., int], cluster: Cluster) -> Callable[..., None]:
 
 def finish(cluster: Cluster) -> None:
     """Waits until no job waits or runs."""
-    until(cluster.jobs, [])
+    until(lambda: len(cluster.jobs()), 0)
 
 
 def test_array(

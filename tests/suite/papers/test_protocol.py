@@ -43,7 +43,7 @@ def test_no_origin_without_a_setting() -> None:
     for cell in papers.cells():
         used.setdefault(cell.table.paper, set()).update(settings(cell.spec))
     for cell in papers.cells():
-        assert not (cell.table.stated.keys() | cell.table.assumed.keys()) - used[cell.table.paper], cell.table.name
+        assert not (cell.table.stated.keys() | cell.table.assumed.keys()) - used[cell.table.paper], cell.table.table
     for paper in PAPERS:
         held = papers.protocol.read_protocol(paper)
         assert not (held.stated.keys() | held.assumed.keys()) - used[paper], paper

@@ -164,13 +164,14 @@ class TestEveryTable:
     def test_settings_are_written(self, table: str) -> None:
         """What a paper's run is trained with stands in its file; no default of `Spec` decides it."""
         for cell in TABLES[table]:
-            layers = (
+            layers: tuple[dict[str, Any], ...] = (
                 cell.table.defaults,
                 cell.table.tasks[cell.task],
                 cell.row.spec,
                 cell.row.tasks.get(cell.task, {}),
             )
-            written = reduce(reader.merged, layers, {})
+            empty: dict[str, Any] = {}
+            written = reduce(reader.merged, layers, empty)
             readout = {"readout"} if cell.spec.head == "linear" else set()
             if cell.table.paper != "embedded":
                 assert SETTINGS | readout <= written.keys(), cell.id
@@ -230,7 +231,8 @@ def test_facts_and_claims_say_where_from() -> None:
         assert re.search(r"^abstract|^ours$|\d|abstract$", claim.section), claim.id
     for path in [*reader.FOLDER.glob("*/facts.json"), *reader.FOLDER.glob("*/claims.json")]:
         assert json.loads(path.read_text(encoding="utf-8"))["source"], path
-    for known in (*papers.facts(), *papers.claims(), *(cell.row for cell in [*CELLS, *CITED])):
+    every: list[Any] = [*papers.facts(), *papers.claims(), *(cell.row for cell in [*CELLS, *CITED])]
+    for known in every:
         assert not known.differs or re.search(r"\d", known.differs), known.id
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,8 @@ from peft_dp.suite.plan.devices import CPU
 def made_costs(**fields: float) -> Costs:
     """What a run asks for, all of one step but for the fields."""
     names = ("steps", "operations", "padded", "tokens", "flops", "updates", "trainable", "peak_bytes")
-    return Costs(**(dict.fromkeys(names, 1) | fields))
+    values: dict[str, Any] = dict.fromkeys(names, 1) | fields
+    return Costs(**values)
 
 
 def test_clock() -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -33,9 +34,10 @@ def test_flops_to_leading_order_need_no_torch() -> None:
 @pytest.mark.parametrize("field", ["backbone", "task"])
 def test_unknown(spec: Make, field: str) -> None:
     """A name that no file has is refused, not taken for another."""
+    changed: dict[str, Any] = {field: "other"}
     for amount in (flops, costs):
         with pytest.raises(ValueError, match=f"unknown {field} 'other'; known: "):
-            amount(replace(spec(), **{field: "other"}))
+            amount(replace(spec(), **changed))
 
 
 def test_order() -> None:

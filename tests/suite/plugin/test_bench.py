@@ -222,7 +222,7 @@ def test_option_that_cannot_work(tmp_path: Path, arguments: tuple[str, ...], wor
     ids=["workers", "each"],
 )
 def test_surroundings_that_cannot_work(
-    variables: dict[str, str], arguments: tuple[str, ...], words: str, tmp_path: Path
+    variables: dict[str, Any], arguments: tuple[str, ...], words: str, tmp_path: Path
 ) -> None:
     """What cannot work in a session's surroundings ends it before its first test, in one sentence."""
     done = pytest_session("bench", "--peft-records", tmp_path, *arguments, **variables)

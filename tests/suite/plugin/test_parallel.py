@@ -20,7 +20,7 @@ from .test_bench import Outcome, bench
 
 SCORE = {"score": {"value": 50, "within": 100}}
 PRIVATE = {"epsilon": 8.0, "delta": 0.001, "accountant": "rdp"}
-TABLE = {
+TABLE: dict[str, Any] = {
     "paper": "made",
     "table": "up",
     "title": "Made up",
@@ -44,10 +44,17 @@ TABLE = {
     ],
 }
 """Six cells of a tiny backbone: four pass, two differ."""
-for each in TABLE["rows"]:  # type: ignore[attr-defined]
-    each["cells"] = dict.fromkeys(TABLE["tasks"], SCORE)  # type: ignore[call-overload]
+for each in TABLE["rows"]:
+    each["cells"] = dict.fromkeys(TABLE["tasks"], SCORE)
 
-CLAIM = {"section": "1", "table": "up", "left": "long", "right": "short", "tasks": ["sentiment"], "over": "each"}
+CLAIM: dict[str, Any] = {
+    "section": "1",
+    "table": "up",
+    "left": "long",
+    "right": "short",
+    "tasks": ["sentiment"],
+    "over": "each",
+}
 CLAIM |= {"relation": ">", "times": 0.0}
 CLAIMS = {
     "source": "a test",

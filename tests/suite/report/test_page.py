@@ -38,8 +38,8 @@ from peft_dp.training.trail import Epoch
 SHOWN = ("embedded/smoke", "slash/table4", "slash/table5", "bitfit_plus/figure7", "khan/figure3")
 """Tables that together have every figure: scores, costs, pairs with and without privacy, biases."""
 HOSTILE = """<script>window.hacked = 1</script></script><img src=x onerror="window.hacked = 1">'"&<!--"""
-CHROMIUM = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
-CHROMIUM += ("--disable-component-update", "--disable-sync")
+CHROMIUM = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+CHROMIUM += ["--disable-component-update", "--disable-sync"]
 
 Values = dict[str, Any]
 
@@ -64,14 +64,18 @@ def made(cell: Cell, seed: int = 0, **environment: Any) -> Record:
         for epoch in range(spec.epochs)
     ]
     privacy = spec.privacy
-    ledger: Values | None = privacy and {
-        "epsilon": privacy.epsilon,
-        "delta": privacy.delta,
-        "accountant": privacy.accountant,
-        "noise_multiplier": 1.0,
-        "sample_rate": 0.1,
-        "steps": steps * spec.epochs,
-    }
+    ledger: Values | None = (
+        None
+        if privacy is None
+        else {
+            "epsilon": privacy.epsilon,
+            "delta": privacy.delta,
+            "accountant": privacy.accountant,
+            "noise_multiplier": 1.0,
+            "sample_rate": 0.1,
+            "steps": steps * spec.epochs,
+        }
+    )
     values = {"trainable": 1000.0, "above_majority": 50.0} | {
         name: expect.value for name, expect in cell.expect.items()
     }

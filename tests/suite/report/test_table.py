@@ -32,7 +32,7 @@ def made(rows: dict[str, list[str]], expect: dict[str, Expect] = SCORE, differs:
     lines = [
         Row(id=name, title=name, cells=dict.fromkeys(tasks, expect), differs=differs) for name, tasks in rows.items()
     ]
-    every = {task: {} for tasks in rows.values() for task in tasks}
+    every: dict[str, dict[str, Any]] = {task: {} for tasks in rows.values() for task in tasks}
     table = Table(
         paper="p", table="t", title="A title", source="", budget="smoke", defaults={}, tasks=every, rows=lines
     )

@@ -13,6 +13,7 @@ from functools import cache
 from math import log, sqrt
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 import numpy as np
 import pytest
@@ -143,11 +144,12 @@ def alarmed(rule: Rule, ours: int) -> float:
 @pytest.fixture(scope="module")
 def lines() -> Iterator[list[list[str]]]:
     """A line a rule, then one a cell that may be proved equal, in percent for 1, 3 and 5 runs of ours; printed."""
-    made, equal = [], []
+    made: list[list[str]] = []
+    equal: list[list[str]] = []
     for rule in RULES:
         false = [beyond(rule, ours, 0.0) for ours in OURS]
         missed = [tuple(1 - share for share in beyond(rule, ours, LOSS)) for ours in OURS]
-        shares = [(false, 0, ".1f"), (false, 1, ".2f"), (missed, 0, ".0f"), (missed, 1, ".0f")]
+        shares: list[Any] = [(false, 0, ".1f"), (false, 1, ".2f"), (missed, 0, ".0f"), (missed, 1, ".0f")]
         made.append([rule.name, *(" / ".join(f"{100 * x[i]:{form}}" for x in some) for some, i, form in shares)])
     for rule in EQUAL:
         right, wrong = ([reproduced(rule, ours, loss) for ours in OURS] for loss in (0.0, rule.margin))
@@ -379,12 +381,12 @@ def test_prior_share() -> None:
 
     assert (40, 0.60, 0.42) == (len(ratios), round(np.exp(fmean(ratios)), 2), round(stdev(ratios), 2))
     assert round(np.exp(fmean(ratios) - bias), 1) == 0.7
-    assert prior("accuracy", 81.5, 277) == Spread(pytest.approx(0.7 * 2.333, abs=1e-3), 8)
+    assert prior("accuracy", 81.5, 277) == Spread(pytest.approx(0.7 * 2.333, abs=1e-3), 8)  # type: ignore[arg-type]
 
 
 def test_pooled() -> None:
     """Spreads are pooled by squares and degrees of freedom: (4 * 1 + 8 * 4) / 12 is 3."""
-    assert Spread(pytest.approx(sqrt(3)), 12) == pooled([Spread(1.0, 4), Spread(2.0, 8)])
+    assert Spread(pytest.approx(sqrt(3)), 12) == pooled([Spread(1.0, 4), Spread(2.0, 8)])  # type: ignore[arg-type]
     assert Spread(2.0, 4) == pooled([Spread(2.0, 4)])
     with pytest.raises(ValueError):
         pooled([])
@@ -395,7 +397,7 @@ def test_collapsed_is_left_out() -> None:
     mrpc = [Spread(value, 4) for value in (0.56, 0.84, 4.17, 1.41)]
     rest = sqrt((0.56**2 + 0.84**2 + 1.41**2) / 3)
 
-    assert Spread(pytest.approx(rest), 12) == pooled(mrpc)
+    assert Spread(pytest.approx(rest), 12) == pooled(mrpc)  # type: ignore[arg-type]
     # 9.63 is the tabled quantile of F.
     assert [True, False] == [Spread(sqrt(f), 4).collapsed(Spread(1.0, 12)) for f in (9.64, 9.62)]
 
@@ -410,7 +412,7 @@ def test_collapse_of_ours(ours: int, ratio: float) -> None:
 
 def test_like_runs_leave_the_guess() -> None:
     """Two runs of ours that hardly differ do not push a guess out: one degree of freedom says little."""
-    assert Spread(pytest.approx(sqrt((8 * 1.63**2 + 0.2**2) / 9)), 9) == pooled([Spread(1.63, 8), Spread(0.2, 1)])
+    assert Spread(pytest.approx(sqrt((8 * 1.63**2 + 0.2**2) / 9)), 9) == pooled([Spread(1.63, 8), Spread(0.2, 1)])  # type: ignore[arg-type]
 
 
 def test_sound_spreads_are_kept() -> None:
@@ -424,7 +426,7 @@ def test_sound_spreads_are_kept() -> None:
 
 def test_of_runs() -> None:
     """The spread of 70 to 74 is sqrt(2.5), with four degrees of freedom."""
-    assert Spread(pytest.approx(sqrt(2.5)), 4) == of_runs([70.0, 71.0, 72.0, 73.0, 74.0])
+    assert Spread(pytest.approx(sqrt(2.5)), 4) == of_runs([70.0, 71.0, 72.0, 73.0, 74.0])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("runs", "mean"), [(1, 0.0), (2, 0.564), (5, 1.163), (10, 1.539), (20, 1.867)])

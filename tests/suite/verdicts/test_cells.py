@@ -276,7 +276,8 @@ def test_alarm(
     assert alarmed == bool(alarms)
     assert ("amber" if alarmed else "reproduced") == verdict.status
     for alarm in alarms:
-        assert (sqrt(2.5), step, "amber") == (pytest.approx(alarm.expected), pytest.approx(alarm.ours), alarm.status)
+        assert alarm.status == "amber"
+        assert [sqrt(2.5), step] == pytest.approx([alarm.expected, alarm.ours])
         assert f"Ours are {72 - step:.2f}, 72.00, {72 + step:.2f}" in str(verdict)
 
 
@@ -315,7 +316,7 @@ def test_no_printed_spread(cell: Callable[..., Cell], records: Callable[..., lis
     guess = 70 * sqrt(0.801 * 0.199 / 400)
     finding = only(judge_cell(made, records(80.0)))
 
-    assert [Spread(pytest.approx(guess), 8)] == printed_spreads(made)
+    assert [Spread(pytest.approx(guess), 8)] == printed_spreads(made)  # type: ignore[arg-type]
     assert finding.allowed == pytest.approx(quantile(8) * guess * sqrt(2) + 0.05)
 
 

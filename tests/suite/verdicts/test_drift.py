@@ -145,8 +145,9 @@ def test_recorded_spread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     """A cell has its id, and the spread that was recorded of it."""
     monkeypatch.setattr(reader, "FOLDER", FOLDER)
     cell = papers.find("embedded/smoke/bitfit/sentiment")
+    values: dict[str, Any] = {name: expect.value for name, expect in cell.expect.items()}
     for name, score in (("a", 80.0), ("b", 81.0)):
-        keep(tmp_path / name, cell.spec, [score], **{name: expect.value for name, expect in cell.expect.items()})
+        keep(tmp_path / name, cell.spec, [score], **values)
     (change,) = between(tmp_path).changes
     scores = cell.recorded["bitfit"]["sentiment"]
 
