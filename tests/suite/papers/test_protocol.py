@@ -11,14 +11,7 @@ from peft_dp.suite import papers
 from peft_dp.suite.papers.protocol import settings
 from peft_dp.suite.papers.reader import FOLDER
 
-PAPERS = {
-    "khan": "seed-000.txt",
-    "bitfit_plus": "seed-001.txt",
-    "dp_bitfit": "seed-002.txt",
-    "slash": "seed-003.txt",
-    "spafit": "seed-004.txt",
-}
-"""Paper -> name of its text in the folder of texts."""
+from .printed import PAPERS, Text
 
 
 def plain(text: str) -> str:
@@ -52,8 +45,8 @@ def test_no_origin_without_a_setting() -> None:
 
 @pytest.mark.parametrize("paper", PAPERS)
 def test_stated_is_printed(paper: str, texts: Path) -> None:
-    """What is stated of a row's setting stands in the paper's text as it is given."""
-    text = plain((texts / PAPERS[paper]).read_text(encoding="utf-8"))
+    """What is stated of a row's setting stands in the named section of the paper's text as it is given."""
+    text = Text.of(paper, texts)
     stated = {
         (name, origin.section, origin.printed)
         for cell in papers.cells()
@@ -62,4 +55,4 @@ def test_stated_is_printed(paper: str, texts: Path) -> None:
     }
 
     assert stated
-    assert not {one for one in stated if plain(str(one[2])) not in text}
+    assert not {one for one in stated if plain(str(one[2])) not in plain(text.section(one[1]))}
