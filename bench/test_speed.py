@@ -136,8 +136,8 @@ def ours(job):
     from peft_dp.training.phase import Phase
     from peft_dp.training.tally import Tally
 
-    noise, phase = rng.generator(0, "noise", job.device), Phase(job, 0)
-    return lambda indices: phase.step(noised_mean(job, indices, noise, Tally(job.device)))
+    streams, phase = rng.of_steps(0, job.device), Phase(job, 0)
+    return lambda indices: phase.step(noised_mean(job, indices, streams, Tally(job.device)))
 
 
 def opacus(make, cut):

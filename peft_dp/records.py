@@ -21,7 +21,7 @@ from pydantic.dataclasses import dataclass
 
 from peft_dp.files import sweep, write
 from peft_dp.spec import STRICT, Spec, first, to_json
-from peft_dp.training.trail import Epoch
+from peft_dp.training.trail import Epoch, Trace
 from peft_dp.validate import short
 
 
@@ -35,6 +35,7 @@ class Record:
         values: Quantity -> value, as rows ask for them.
         ledger: What the run spent of its privacy, from what was run; None without privacy.
         trail: One entry an epoch.
+        trace: Where another run of the spec and seed could part from it; None of a run that may not tell.
         moved: Term of biases or scales -> mean absolute change in each layer, lowest first; where any moved.
         cost: Seconds per epoch, examples and tokens per second, peak bytes.
         sources: Hashes of data, weights and code.
@@ -46,6 +47,7 @@ class Record:
     values: dict[str, float]
     ledger: dict[str, Any] | None
     trail: list[Epoch]
+    trace: Trace | None = None
     moved: dict[str, list[float]] = field(default_factory=dict)
     cost: dict[str, float]
     sources: dict[str, str]
@@ -66,6 +68,7 @@ class Record:
             "values": self.values,
             "ledger": self.ledger,
             "trail": trail,
+            "trace": self.trace and asdict(self.trace),
             "moved": self.moved,
         }
 

@@ -1,4 +1,4 @@
-"""One seed, four streams that never touch.
+"""One seed, five streams that never touch.
 
 Why: drawing one more dropout mask must not change a batch, and a helper that
 seeds the global generator must not repeat the noise (reliability: the same
@@ -10,13 +10,17 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy
 import torch
 from torch import Tensor
 
-Stream = Literal["initialisation", "batches", "dropout", "noise"]
+Stream = Literal["initialisation", "batches", "dropout", "gates", "noise"]
+"""What is drawn: head and branches; the order of batches; dropout; what a method draws for a step; noise."""
+BLOCK = 2**20
+"""Values of noise that are drawn at once: a bound on memory. Another number gives other noise."""
 
 
 def seed(run_seed: int, stream: Stream) -> int:
@@ -28,6 +32,11 @@ def seed(run_seed: int, stream: Stream) -> int:
 def generator(run_seed: int, stream: Stream, device: str = "cpu") -> torch.Generator:
     """A generator of its own for one stream of a run."""
     return torch.Generator(device).manual_seed(seed(run_seed, stream))
+
+
+def of_steps(run_seed: int, device: str = "cpu") -> dict[str, torch.Generator]:
+    """The streams that steps draw from on the run's device: "gates" and "noise"."""
+    return {"gates": generator(run_seed, "gates", device), "noise": generator(run_seed, "noise", device)}
 
 
 class Entropy:
@@ -64,8 +73,26 @@ def chances(source: Source, size: int) -> Tensor:
     return source.uniform(size) if isinstance(source, Entropy) else torch.rand(size, generator=source)
 
 
-def normal(source: Source, like: Tensor, std: float) -> Tensor:
-    """Normal values in the shape and on the device of a tensor."""
+def normal(source: Source, like: Sequence[Tensor], std: float) -> Iterator[Tensor]:
+    """Yield normal values in the shape and on the device of each tensor.
+
+    A seeded source gives one flat draw over all values, block by block, so that only their order decides what each
+    gets and not the tensors that they lie in. It is made in the widest type of the tensors.
+    """
     if isinstance(source, Entropy):
-        return source.normal(like.shape, std).to(like)
-    return torch.normal(0.0, std, like.shape, generator=source, device=like.device, dtype=like.dtype)
+        yield from (source.normal(tensor.shape, std).to(tensor) for tensor in like)
+        return
+    left = sum(tensor.numel() for tensor in like)
+    dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in like) else torch.float32
+    block = torch.empty(0)
+    for tensor in like:
+        values = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+        flat, at = values.view(-1), 0
+        while at < len(flat):
+            if not len(block):
+                block = torch.normal(0.0, std, (min(left, BLOCK),), generator=source, device=tensor.device, dtype=dtype)
+                left -= len(block)
+            part, block = block[: len(flat) - at], block[len(flat) - at :]
+            flat[at : at + len(part)] = part
+            at += len(part)
+        yield values

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from statistics import median
 from typing import Self, TextIO
@@ -211,13 +211,15 @@ def _record(one: Wanted, job: Job, before: _Before, trained: Trained, step_bytes
         FloatingPointError: The training has moved nothing.
     """
     change.check(before.copies, job.title)
+    predicted = scores.predictions(job)
     made_on = {"device": job.device, "seeds_together": seeds, "date": datetime.now(UTC).isoformat(timespec="seconds")}
     return Record(
         key=one.key,
         spec=one.spec,
-        values=before.values | scores.trained(job, scores.predictions(job)),
+        values=before.values | scores.trained(job, predicted),
         ledger=trained.ledger,
         trail=trained.epochs,
+        trace=replace(trained.trace, answers=scores.answers(job, predicted)),
         moved=change.moved(before.vectors, job.backbone),
         cost=_speed(trained) | {"peak_bytes": cost.weight_bytes(job) + trained.optimiser_bytes + step_bytes},
         sources=one.hashes,

@@ -16,7 +16,13 @@ CHANCE = 1e-6
 """A test of chance fails where a right source would give what was seen less often than this."""
 COUNT = 500_000
 """Values a test looks at: of so many the variance is off by 1 %, five standard errors, less often than that."""
-STREAMS: list[rng.Stream] = ["initialisation", "batches", "dropout", "noise"]
+STREAMS: list[rng.Stream] = ["initialisation", "batches", "dropout", "gates", "noise"]
+
+
+def one(source: rng.Source, like: Tensor) -> Tensor:
+    """Return normal values for one tensor."""
+    (found,) = rng.normal(source, [like], 1.0)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +106,7 @@ def test_entropy_takes_no_seed() -> None:
 
 def test_streams() -> None:
     """The streams of one seed and of the next are all different and uncorrelated."""
-    draws = [rng.normal(rng.generator(seed, stream), torch.empty(20_000), 1.0) for seed in (0, 1) for stream in STREAMS]
+    draws = [one(rng.generator(seed, stream), torch.empty(20_000)) for seed in (0, 1) for stream in STREAMS]
 
     assert all(uncorrelated(first, second) for first, second in combinations(draws, 2))
 
@@ -109,7 +115,7 @@ def test_one_stream_leaves_another() -> None:
     """Drawing from one stream does not move another."""
     expected = rng.chances(rng.generator(0, "batches"), 100)
     batches, noise = rng.generator(0, "batches"), rng.generator(0, "noise")
-    rng.normal(noise, torch.empty(50), 1.0)
+    one(noise, torch.empty(50))
 
     assert torch.equal(expected, rng.chances(batches, 100))
 
@@ -119,11 +125,7 @@ def test_seeded_draws() -> None:
     torch.manual_seed(5)
     state = torch.get_rng_state()
     first, second = (
-        [
-            draw
-            for _ in range(2)
-            for draw in (rng.chances(source, 100), rng.normal(source, torch.empty(3, 7), 2.0).flatten())
-        ]
+        [draw for _ in range(2) for draw in (rng.chances(source, 100), one(source, torch.empty(3, 7)).flatten())]
         for source in (rng.generator(0, "noise"), rng.generator(0, "noise"))
     )
 
@@ -139,7 +141,7 @@ def test_like(source: rng.Source, dtype: torch.dtype) -> None:
     """Noise has the shape and the type of the tensor it is for."""
     like = torch.zeros(2, 0, 3, dtype=dtype), torch.zeros((), dtype=dtype), torch.zeros(5, 3, dtype=dtype).T
     for each in like:
-        found = rng.normal(source, each, 1.0)
+        found = one(source, each)
         assert (each.shape, dtype) == (found.shape, found.dtype)
         assert found.ne(0).all()
 
@@ -148,3 +150,26 @@ def test_like(source: rng.Source, dtype: torch.dtype) -> None:
 def test_chances(source: rng.Source) -> None:
     """Chances are uniform from either source."""
     assert kstest(rng.chances(source, 100_000).numpy(), "uniform").pvalue > CHANCE
+
+
+@pytest.mark.parametrize("block", [1, 7, 64, 2**20])
+def test_noise_is_one_flat_draw(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a value gets depends on its place in the order of all values, not on the tensor that it lies in."""
+    monkeypatch.setattr(rng, "BLOCK", block)
+    apart = [torch.empty(5, 4), torch.empty(()), torch.empty(0), torch.empty(3, 16)]
+    first, other = (
+        torch.cat([part.flatten() for part in rng.normal(rng.generator(0, "noise"), like, 2.0)])
+        for like in (apart, [torch.empty(69)])
+    )
+
+    assert torch.equal(first, other)
+    assert len(first.unique()) == 69
+
+
+def test_noise_fills_large_tensors() -> None:
+    """A tensor of several blocks has no value twice, and the standard deviation that was asked for."""
+    values = torch.cat([*rng.normal(rng.generator(0, "noise"), [torch.empty(2 * rng.BLOCK + 3), torch.empty(9)], 2.0)])
+
+    assert values.std().item() == pytest.approx(2.0, rel=5e-3)
+    assert not torch.equal(values[: rng.BLOCK], values[rng.BLOCK : 2 * rng.BLOCK])
+    assert values.isfinite().all()

@@ -18,7 +18,7 @@ from peft_dp.spec import Privacy
 from peft_dp.training.fleet import share_frozen
 from peft_dp.training.job import Job, Sources, build, find_sources
 from peft_dp.training.run import Trained
-from peft_dp.training.trail import Epoch
+from peft_dp.training.trail import Epoch, Trace
 
 Make = Callable[..., Spec]
 PRIVACY = Privacy(epsilon=8.0, delta=1e-3)
@@ -106,7 +106,8 @@ def test_shuffling_is_no_guarantee(spec: Make, places: Places, sampling: Any, ma
     run = spec(privacy=PRIVACY)
     job = build(run, find_sources(run, places))
     epoch = Epoch(loss=0.0, clipped=0.5, examples=24, tokens=99, steps=3, seconds=1.0)
-    found = Trained([epoch], 0, replace(job.plan, sampling=sampling)).ledger or {}
+    nothing = Trace(streams={}, order="", initial=None, steps=[])
+    found = Trained([epoch], 0, replace(job.plan, sampling=sampling), nothing).ledger or {}
 
     assert (sampling, matches, 3) == (found["sampling"], found["matches_accountant"], found["steps"])
 

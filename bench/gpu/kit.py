@@ -181,8 +181,8 @@ def sst2_lengths(count: int) -> list[int]:
 def ours(made):
     """A whole step of the project's loop."""
     made.backbone.model.train()
-    noise, phase = rng.generator(0, "noise", made.device), Phase(made, 0)
-    return lambda indices: phase.step(noised_mean(made, list(indices), noise, Tally(made.device)))
+    streams, phase = rng.of_steps(0, made.device), Phase(made, 0)
+    return lambda indices: phase.step(noised_mean(made, list(indices), streams, Tally(made.device)))
 
 
 def seconds(call, repeats: int, warm: int = 2) -> list[float]:

@@ -154,7 +154,7 @@ def memory() -> None:
         made.backbone.model.train()
 
         def mean():
-            found = noised_mean(made, list(range(128)), rng.generator(0, "noise", "cuda"), Tally("cuda"))
+            found = noised_mean(made, list(range(128)), rng.of_steps(0, "cuda"), Tally("cuda"))
             return torch.cat([v.flatten() for v in found.values()])
 
         whole = mean()

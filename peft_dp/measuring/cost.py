@@ -28,7 +28,7 @@ def step_bytes(job: Job) -> int:
     job.backbone.model.train()
 
     def step() -> None:
-        noised_mean(job, order[: job.plan.batch], rng.generator(0, "noise", job.device), Tally(job.device))
+        noised_mean(job, order[: job.plan.batch], rng.of_steps(0, job.device), Tally(job.device))
 
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         return peak_bytes(step, job.device)

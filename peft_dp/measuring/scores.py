@@ -45,6 +45,13 @@ def trained(job: Job, predicted: list[float]) -> dict[str, float]:
     }
 
 
+def answers(job: Job, predicted: list[float]) -> str | list[float]:
+    """Return the `predictions` as a record keeps them: classes and tags as digits, scores to seven of them."""
+    if job.task.kind == "regression":
+        return [float(f"{value:.7g}") for value in predicted]
+    return "".join(map(str, predicted))
+
+
 def predictions(job: Job) -> list[float]:
     """Return the predicted class or score of each dev example, in order; of tags, those that `_joined` returns."""
     found: dict[int, Any] = {}

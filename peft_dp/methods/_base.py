@@ -61,7 +61,7 @@ class Method(BaseModel, ABC):
         return {}
 
     def begin_step(self, backbone: Backbone, rng: torch.Generator) -> None:
-        """Draw what all examples of a step share from `rng`, the run's stream of noise."""
+        """Draw what all examples of a step share from `rng`, the run's stream of gates."""
 
     def penalty(self, backbone: Backbone) -> Tensor | None:
         """Return a term of the loss that does not look at the data, or None."""

@@ -25,6 +25,7 @@ def noised_sum(
     *,
     masks: Mapping[str, Tensor] | None = None,
     watch: Watch | None = None,
+    before_noise: Callable[[Mapping[str, Tensor]], None] | None = None,
     per_example_pass: Callable[..., PerExample] = per_example_pass,
 ) -> dict[str, Tensor]:
     """Name of each trained parameter -> sum of the clipped gradients of a logical batch, noise added once.
@@ -39,6 +40,7 @@ def noised_sum(
         source: Of the noise.
         masks: As in `gradients.per_example_pass`.
         watch: Sees each physical batch.
+        before_noise: Sees the sum, by name of parameter, before noise is added; nothing private may come of it.
         per_example_pass: Gives the per-example gradients; the audit puts its canaries there.
 
     Raises:
@@ -65,9 +67,13 @@ def noised_sum(
                     total += gradient
                 watch(part, each, each.new_empty(0))
                 del gradients  # before the next physical batch, not after it
+    if before_noise:
+        before_noise(sums)
+    if plan.private:
+        drawn = rng.normal(source, [*sums.values()], plan.noise_multiplier * plan.clip)
+        for total, noise in zip(sums.values(), drawn, strict=True):
+            total += noise
     for name, total in sums.items():
-        if plan.private:
-            total += rng.normal(source, total, plan.noise_multiplier * plan.clip)
         if name in masks:
             total *= masks[name]
     return sums

@@ -134,6 +134,8 @@ class Fleet:
                 for name in total:
                     total[name] += next(gradients)
                 run.tally.add(run.job.train.count(cut), each.detach(), each.new_empty(0))
+        for run, total in zip(self.runs, sums, strict=True):
+            run.tracer.summed(total)
         return [
             {name: value / len(indices) for name, value in total.items()}
             for total, indices in zip(sums, drawn, strict=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -12,10 +12,17 @@ from torch import Tensor, nn
 from peft_dp.privacy.noised_sum import noised_sum
 from peft_dp.training.job import Job
 from peft_dp.training.tally import Tally
+from peft_dp.training.tracer import Tracer
 from peft_dp.validate import Missing
 
 
-def noised_mean(job: Job, indices: list[int], noise: torch.Generator, tally: Tally) -> dict[str, Tensor]:
+def noised_mean(
+    job: Job,
+    indices: list[int],
+    streams: Mapping[str, torch.Generator],
+    tally: Tally,
+    tracer: Tracer | None = None,
+) -> dict[str, Tensor]:
     """Return the gradient of one step, by name of parameter: (clipped sum over the logical batch + noise) / batch.
 
     Under Poisson sampling the divisor is the expected batch, a constant: the actual one would tell how many examples
@@ -25,25 +32,29 @@ def noised_mean(job: Job, indices: list[int], noise: torch.Generator, tally: Tal
     Args:
         job: What trains.
         indices: The examples of the logical batch.
-        noise: Stream of the noise, and of what a method draws for a step.
+        streams: "noise", and "gates" for what a method draws for a step.
         tally: Counts the physical batches.
+        tracer: Takes down the sums; None for nobody.
 
     Raises:
         Missing: One example alone does not fit into memory.
     """
-    job.method.begin_step(job.backbone, noise)
+    job.method.begin_step(job.backbone, streams["gates"])
     with memory_named(job, indices):
         sums = noised_sum(
             job.backbone.model,
             lambda cut: job.losses(job.batch(job.train, cut)),
             job.cut(job.train, indices),
             job.plan,
-            noise,
+            streams["noise"],
             masks=job.backbone.masks,
             watch=lambda cut, losses, norms: tally.add(job.train.count(cut), losses, norms),
+            before_noise=tracer.summed if tracer else None,
         )
     if job.plan.private:
         tally.release(sums)
+        if tracer:
+            tracer.released(sums)
     size = job.plan.batch if job.plan.sampling == "poisson" else len(indices)
     mean = {name: value.div_(size) for name, value in sums.items()}
     penalty = job.method.penalty(job.backbone)

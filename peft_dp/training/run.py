@@ -13,6 +13,7 @@ from itertools import islice
 from typing import Any, Self
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from peft_dp import rng
@@ -26,7 +27,10 @@ from peft_dp.training.gradient import noised_mean
 from peft_dp.training.job import Job
 from peft_dp.training.phase import Phase
 from peft_dp.training.tally import Tally
-from peft_dp.training.trail import Epoch
+from peft_dp.training.tracer import Tracer
+from peft_dp.training.trail import Epoch, Trace
+
+_TRACE = TypeAdapter(Trace)
 
 
 @dataclass(frozen=True)
@@ -37,11 +41,13 @@ class Trained:
         epochs: The trail, of all phases.
         optimiser_bytes: Most bytes that the optimiser of a phase holds.
         plan: The plan that the steps followed.
+        trace: Where another run of the spec and seed could part from it.
     """
 
     epochs: list[Epoch]
     optimiser_bytes: int
     plan: Plan
+    trace: Trace
 
     @property
     def ledger(self) -> dict[str, Any] | None:
@@ -76,9 +82,10 @@ class Run:
         self._optimiser_bytes = 0
         self._batches = rng.generator(job.spec.seed, "batches")
         self._streams = {
-            "noise": rng.generator(job.spec.seed, "noise", job.device),
+            **rng.of_steps(job.spec.seed, job.device),
             "dropout": _default_generator(job.device),
         }
+        self.tracer = Tracer(job)
         self._moving: set[str] = set()  # names of all that trained or was updated in a phase so far
         self._note_moving()
         self._begun = 0  # phases, with the one that is open
@@ -133,14 +140,16 @@ class Run:
             Missing: One example alone does not fit into memory.
         """
         indices = self.draw()
-        self.update(noised_mean(self._current, indices, self._streams["noise"], self.tally))
+        self.update(noised_mean(self._current, indices, self._streams, self.tally, self.tracer))
 
     def draw(self) -> list[int]:
         """Return the next logical batch, as example indices; begins a phase where one begins."""
         if self._phase is None:
             self._arrange()
             self._open_phase()
-        return next(self._indices)
+        indices = next(self._indices)
+        self.tracer.drawn(indices, self.tally)
+        return indices
 
     def update(self, gradient: Mapping[str, Tensor]) -> None:
         """Update the model by the gradient of the logical batch drawn last; closes an epoch or a phase where one ends.
@@ -150,7 +159,10 @@ class Run:
                 on: stopping because of one example would tell of it.)
         """
         assert self._phase
+        updated = self._current.backbone.updated()
+        self.tracer.given(gradient, updated)
         self._phase.step(gradient)
+        self.tracer.updated(updated, self.tally)
         self.tally.steps += 1
         if self.tally.steps == self.job.plan.steps_per_epoch:
             self._close_epoch()
@@ -159,7 +171,7 @@ class Run:
 
     def result(self) -> Trained:
         """Return what the steps made so far gave."""
-        return Trained([*self._trail], self._optimiser_bytes, self.job.plan)
+        return Trained([*self._trail], self._optimiser_bytes, self.job.plan, self.tracer.trace())
 
     def state(self) -> State:
         """Return the run between two steps: what differs from a new one, and where its streams are.
@@ -177,6 +189,7 @@ class Run:
                 "phase": self._begun,
                 "trail": [asdict(epoch) for epoch in self._trail],
                 "tally": self.tally.counts(),
+                "trace": asdict(self.tracer.trace()),
                 "seconds": time.perf_counter() - self._start,
                 "optimiser_bytes": self._optimiser_bytes,
             },
@@ -190,6 +203,7 @@ class Run:
         _restore(self.job.backbone, tensors)
         self._trail = [Epoch(**epoch) for epoch in values["trail"]]
         self._optimiser_bytes = values["optimiser_bytes"]
+        self.tracer.restore(_TRACE.validate_python(values["trace"]))
         self._batches.set_state(tensors["stream/batches"])
         self._open_epoch()
         self.tally.restore(values["tally"])

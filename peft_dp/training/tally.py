@@ -25,6 +25,7 @@ class Tally:
         self.loss = torch.zeros((), device=device, dtype=torch.float64)
         self.clipped = torch.zeros((), device=device, dtype=torch.int64)
         self.square = torch.zeros((), device=device, dtype=torch.float64)
+        self.norms = torch.zeros((), device=device, dtype=torch.float64)
         self.tokens = self.examples = self.steps = 0
         self._clip = clip
 
@@ -32,6 +33,7 @@ class Tally:
         """Count a physical batch: its tokens, its losses [B] and its gradients' norms [B], or [0] without privacy."""
         self.loss += losses.sum()
         self.clipped += (norms > self._clip).sum()
+        self.norms += norms.sum()
         self.tokens += tokens
         self.examples += len(losses)
 
@@ -45,6 +47,7 @@ class Tally:
             "loss": self.loss.item(),
             "clipped": self.clipped.item(),
             "square": self.square.item(),
+            "norms": self.norms.item(),
             "tokens": self.tokens,
             "examples": self.examples,
             "steps": self.steps,
@@ -55,6 +58,7 @@ class Tally:
         self.loss.fill_(counts["loss"])
         self.clipped.fill_(counts["clipped"])
         self.square.fill_(counts["square"])
+        self.norms.fill_(counts["norms"])
         self.tokens, self.examples, self.steps = counts["tokens"], counts["examples"], counts["steps"]
 
     def epoch(self, job: Job, start: float, share: float = 1.0) -> Epoch:

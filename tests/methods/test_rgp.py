@@ -68,7 +68,7 @@ def stirred(job: Job) -> Job:
 
 def step(job: Job) -> dict[str, Tensor]:
     """The released gradient of the first examples."""
-    return noised_mean(job, list(range(8)), rng.generator(0, "noise"), Tally("cpu"))
+    return noised_mean(job, list(range(8)), rng.of_steps(0), Tally("cpu"))
 
 
 @pytest.mark.parametrize("source", ["update", "weight"])
@@ -182,7 +182,7 @@ def test_noise_falls_on_the_carriers(job: Make) -> None:
     """Where no example is drawn, a weight's released gradient is made of noise, and of rank 2 r."""
     made = job(rank=1)
     made = replace(made, plan=replace(made.plan, sampling="poisson", clip=0.5, noise_multiplier=2.0))
-    found = noised_mean(made, [], rng.generator(0, "noise"), Tally("cpu"))
+    found = noised_mean(made, [], rng.of_steps(0), Tally("cpu"))
 
     for name in rgp._branches(made.backbone):
         assert 2 == torch.linalg.matrix_rank(found[name])

@@ -11,7 +11,7 @@ Names of the engine are looked up in its modules at each call, so that a test ma
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import cycle
 from typing import Any
@@ -148,13 +148,13 @@ def kept_release(method: Method, given: dict[str, dict[str, Tensor]]) -> Method:
     return Keeps(**method.model_dump())
 
 
-def step(job: jobs.Job, phase: Any, indices: Sequence[int], noise: torch.Generator) -> Step:
+def step(job: jobs.Job, phase: Any, indices: Sequence[int], streams: Mapping[str, torch.Generator]) -> Step:
     """One step through the training loop, and the reference's."""
     backbone = job.backbone
     given: dict[str, Any] = {}
     method = kept_release(job.method, given)
     before = {name: value.detach().clone() for name, value in backbone.model.named_parameters()}
-    mean = gradient.noised_mean(replace(job, method=method), list(indices), noise, Tally(job.device))
+    mean = gradient.noised_mean(replace(job, method=method), list(indices), streams, Tally(job.device))
 
     sums = reference(job, indices)[0]
     expected = {name: value / EXPECTED for name, value in sums.items()}
@@ -193,8 +193,8 @@ def noise_free(job: jobs.Job, splits: Sequence[int] = (1, 2, 4)) -> float:
                 for name, value in phased.backbone.model.named_parameters():
                     value.copy_(start[name])
             cut = split(phased, number)
-            optimiser, noise = optimising.Phase(cut, 0), rng.generator(0, "noise")
-            steps = [step(cut, optimiser, indices, noise) for indices in BATCHES]
+            optimiser, streams = optimising.Phase(cut, 0), rng.of_steps(0)
+            steps = [step(cut, optimiser, indices, streams) for indices in BATCHES]
             gap = torch.cat([(s.change[n] - s.expected[n]).flatten() for s in steps for n in s.change]).norm()
             errors.append(gap / torch.cat([value.flatten() for s in steps for value in s.expected.values()]).norm())
     return torch.stack(errors).max().item()
@@ -218,9 +218,9 @@ def residuals(
 ) -> Iterator[Residual]:
     """The residual of each phase; the steps are split by each number of `splits` in turn."""
     for phased in phases(job):
-        optimiser, noise = optimising.Phase(phased, 0), rng.generator(seed, "noise")
+        optimiser, streams = optimising.Phase(phased, 0), rng.of_steps(seed)
         numbers = cycle(splits)
-        steps = [step(split(phased, next(numbers)), optimiser, indices, noise) for indices in batches]
+        steps = [step(split(phased, next(numbers)), optimiser, indices, streams) for indices in batches]
         scale = phased.plan.noise_multiplier * phased.plan.clip
         trained, masks = phased.backbone.trained(), phased.backbone.masks
         values = {}

@@ -145,7 +145,7 @@ def test_gradient(case: Case) -> None:
     for indices in made.batches():
         each = case.loop(indices)
         expected = (0.5 / each.norm(dim=1)).clamp(max=1) @ each
-        expected += flat([rng.normal(noise, p, std) for p in trained.values()])
+        expected += flat([*rng.normal(noise, [*trained.values()], std)])
         made.backward(case.losses, indices)
 
         torch.testing.assert_close(flat(list(case.gradients().values())), expected / 8, rtol=0, atol=1e-12)
@@ -289,7 +289,7 @@ def test_lost_example() -> None:
     each = case.loop([index for index in indices if index != indices[2]])
     expected = (0.5 / each.norm(dim=1)).clamp(max=1) @ each
     std = made.ledger()["noise_multiplier"] * 0.5
-    expected += flat([rng.normal(noise, p, std) for p in case.trained().values()])
+    expected += flat([*rng.normal(noise, [*case.trained().values()], std)])
 
     torch.testing.assert_close(flat(list(case.gradients().values())), expected / 8, rtol=0, atol=1e-12)
     assert 1 == made.ledger()["steps"]
@@ -310,7 +310,7 @@ def test_unfreezing() -> None:
         made.backward(case.losses, indices)
         each = case.loop(indices)
         expected = (0.5 / each.norm(dim=1)).clamp(max=1) @ each
-        expected += flat([rng.normal(noise, p, std) for p in case.trained().values()])
+        expected += flat([*rng.normal(noise, [*case.trained().values()], std)])
         torch.testing.assert_close(flat(list(case.gradients().values())), expected / 8, rtol=0, atol=1e-12)
 
     assert 6 == made.ledger()["steps"]

@@ -152,7 +152,7 @@ def private(job: Job, **changes: Any) -> Job:
 
 def released(job: Job, indices: list[int]) -> dict[str, Tensor]:
     """The gradient of one step."""
-    return noised_mean(job, indices, rng.generator(0, "noise"), Tally("cpu"))
+    return noised_mean(job, indices, rng.of_steps(0), Tally("cpu"))
 
 
 def last_phase(job: Job) -> Job:
@@ -487,10 +487,9 @@ def test_unfrozen_later() -> None:
     first.requires_grad_(True)
     made.backward(losses_of(model), next(batches))
     source, std = rng.generator(0, "noise"), made.ledger()["noise_multiplier"]
-    drawn = [
-        rng.normal(source, p, std).flatten() for p in [*model.get_submodule("2").parameters(), *model.parameters()]
-    ]
-    expected = clipped(each(model, losses_of(model), range(32)), PRIVACY.clip) + torch.cat(drawn[2:])
+    for some in (model.get_submodule("2").parameters(), model.parameters()):
+        drawn = torch.cat([values.flatten() for values in rng.normal(source, [*some], std)])
+    expected = clipped(each(model, losses_of(model), range(32)), PRIVACY.clip) + drawn
     torch.testing.assert_close(gradients(model), expected / 32, rtol=0, atol=1e-12)
 
 
@@ -660,7 +659,7 @@ def test_out_of_memory_halves(job: Callable[..., Job], at: str, plan: str, metho
     if plan == "private":
         made, short = private(made, noise_multiplier=0.0), private(short, noise_multiplier=0.0)
     expected, tally = released(made, list(range(11))), Tally("cpu")
-    found = noised_mean(short, list(range(11)), rng.generator(0, "noise"), tally)
+    found = noised_mean(short, list(range(11)), rng.of_steps(0), tally)
 
     assert (11, made.train.count(range(11))) == (tally.examples, tally.tokens)
     for name, gradient in expected.items():

@@ -56,12 +56,13 @@ class Mutant:
 
 
 _SCALE = "plan.noise_multiplier * plan.clip"
-_NOISE = f"total += rng.normal(source, total, {_SCALE})"
+_NOISE = "total += noise"
 _NORMS = "return torch.stack([part.square_norm() for part in self.parts.values()]).sum(0).clamp(min=0).sqrt()"
 _FACTORS = "factors(self.norms, clip, clipping)"
 _ADD = "(part.without(lost) if some else part).add_to(sums[name], weights)"
 _SQUARES = "torch.stack([part.square_norm() for part in self.parts.values()])"
 _DRAW = "(rng.chances(source, plan.examples) < plan.sample_rate).nonzero().flatten().tolist()"
+_NAMED = {"for total, noise in zip(sums.values()": "for (name, total), noise in zip(sums.items()"}
 _START = "masks = masks or {}\n"
 _CUTS = "    for cut in cuts:\n"
 _LISTED = {_CUTS: f"    cuts = list(cuts)\n{_CUTS}"}
@@ -82,17 +83,22 @@ MUTANTS = [
     Mutant("noise divided by the number of splits", {noised_sum: {**_LISTED, _SCALE: f"{_SCALE} / max(1, len(cuts))"}}),
     Mutant(
         "noise added at each split",
-        {noised_sum: {**_LISTED, _NOISE: f"total += sum(rng.normal(source, total, {_SCALE}) for _ in cuts or [()])"}},
+        {
+            noised_sum: {
+                **_LISTED,
+                _NOISE: f"total += sum(next(rng.normal(source, [total], {_SCALE})) for _ in cuts or [()])",
+            }
+        },
     ),
     Mutant("no noise on an empty batch", {noised_sum: {**_LISTED, _SCALE: f"{_SCALE} * bool(cuts)"}}),
-    Mutant("head without noise", {noised_sum: {_NOISE: f"if not name.startswith('head'): {_NOISE}"}}),
+    Mutant("head without noise", {noised_sum: {**_NAMED, _NOISE: f"if not name.startswith('head'): {_NOISE}"}}),
     Mutant(
         "one bias without noise",
-        {noised_sum: {_NOISE: f"if not name.endswith('1.attention.self.key.bias'): {_NOISE}"}},
+        {noised_sum: {**_NAMED, _NOISE: f"if not name.endswith('1.attention.self.key.bias'): {_NOISE}"}},
     ),
     Mutant(
         "a layer unfrozen later without noise",
-        {noised_sum: {_NOISE: f"if '.layer.0.' not in name: {_NOISE}"}},
+        {noised_sum: {**_NAMED, _NOISE: f"if '.layer.0.' not in name: {_NOISE}"}},
         "gradual",
     ),
     Mutant("noise outside the mask", {noised_sum: {"total *= masks[name]": "pass"}}, "random_mask"),
@@ -103,8 +109,8 @@ MUTANTS = [
         "same noise for each tensor",
         {
             noised_sum: {
-                _START: f"{_START}    drawn = int(torch.randint(2**62, (), generator=source))\n",
-                _NOISE: f"total += rng.normal(torch.Generator().manual_seed(drawn), total, {_SCALE})",
+                _START: f"{_START}    again = int(torch.randint(2**62, (), generator=source))\n",
+                _NOISE: f"total += next(rng.normal(torch.Generator().manual_seed(again), [total], {_SCALE}))",
             }
         },
     ),
@@ -115,8 +121,8 @@ MUTANTS = [
         "uniform noise of the right variance",
         {
             rng: {
-                "torch.normal(0.0, std, like.shape, generator=source, device=like.device, dtype=like.dtype)": (
-                    "(torch.rand(like.shape, generator=source).to(like) - 0.5) * std * 12**0.5"
+                "torch.normal(0.0, std, (min(left, BLOCK),), generator=source, device=tensor.device, dtype=dtype)": (
+                    "(torch.rand(min(left, BLOCK), generator=source).to(dtype) - 0.5) * std * 12**0.5"
                 )
             }
         },
@@ -475,7 +481,7 @@ def streams() -> bool:
 
 def secure_noise() -> bool:
     """Noise from the operating system has the variance asked for."""
-    values = rng.normal(rng.Entropy(), torch.zeros(200_000), 2.0).double() / 2
+    values = next(rng.normal(rng.Entropy(), [torch.zeros(200_000)], 2.0)).double() / 2
     total = values.square().sum().item()
     return bool(2 * min(stats.chi2.cdf(total, 200_000), stats.chi2.sf(total, 200_000)) >= CHANCE)
 

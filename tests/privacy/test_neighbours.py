@@ -6,7 +6,7 @@ exceptions are compared; the values released differ, and so may the physical cut
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -54,10 +54,10 @@ def traced() -> Iterator[Trace]:
     """Fill a trace with the draws of noise within the block, and the error that ends it."""
     trace, normal = Trace(), rng.normal
 
-    def watched(source: rng.Source, like: Tensor, std: float) -> Tensor:
-        values = normal(source, like, std)
-        trace.noise.append((like.shape, like.dtype, std, values.flatten().tolist()))
-        return values
+    def watched(source: rng.Source, like: Sequence[Tensor], std: float) -> Iterator[Tensor]:
+        for values in normal(source, like, std):
+            trace.noise.append((values.shape, values.dtype, std, values.flatten().tolist()))
+            yield values
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rng, "normal", watched)

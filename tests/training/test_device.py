@@ -61,9 +61,9 @@ def test_same_training(job: Callable[..., Job], method: str, fields: dict[str, A
 @pytest.mark.parametrize("method", ["bitfit", "full", "lora"])
 def test_waits(job: Callable[..., Job], method: str, fields: dict[str, Any]) -> None:
     """A physical batch never waits for the device; a private one does so twice, for its norms."""
-    made, noise, tally = job("cuda", method, **fields), rng.generator(0, "noise", "cuda"), Tally("cuda")
+    made, streams, tally = job("cuda", method, **fields), rng.of_steps(0, "cuda"), Tally("cuda")
     device.waits.clear()
-    noised_mean(made, [0, 1, 2, 3], noise, tally)
+    noised_mean(made, [0, 1, 2, 3], streams, tally)
 
     assert ["aten._local_scalar_dense.default"] * (2 if fields else 0) == device.waits
 

@@ -42,7 +42,7 @@ def private(job: Job, **changes: object) -> Job:
 
 def step(job: Job, indices: list[int], seed: int = 0) -> dict[str, Tensor]:
     """The gradient of one step."""
-    return noised_mean(job, indices, rng.generator(seed, "noise"), Tally("cpu"))
+    return noised_mean(job, indices, rng.of_steps(seed), Tally("cpu"))
 
 
 def weights(job: Job) -> dict[str, Tensor]:
@@ -239,7 +239,7 @@ def test_empty_batch(job: Callable[..., Job]) -> None:
     """A step that drew no example is noise of the planned size."""
     made = private(job(method="full"), noise_multiplier=2.0, clip=0.5)
     tally = Tally("cpu")
-    gradient = noised_mean(made, [], rng.generator(0, "noise"), tally)
+    gradient = noised_mean(made, [], rng.of_steps(0), tally)
     drawn = torch.cat([value.flatten() for value in gradient.values()])
 
     assert 0 == tally.examples
@@ -261,8 +261,8 @@ def test_empty_batch_moves(job: Callable[..., Job]) -> None:
 def test_noise_is_fresh(job: Callable[..., Job]) -> None:
     """Two steps and two parameters have different noise; the same seed has the same."""
     made = private(job())
-    generator = rng.generator(0, "noise")
-    one, other = (noised_mean(made, [], generator, Tally("cpu")) for _ in range(2))
+    streams = rng.of_steps(0)
+    one, other = (noised_mean(made, [], streams, Tally("cpu")) for _ in range(2))
     drawn = torch.cat([value.flatten() for step in (one, other) for value in step.values()])
 
     assert len(drawn.unique()) > 0.99 * len(drawn)

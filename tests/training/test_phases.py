@@ -185,7 +185,7 @@ def test_later_phase_is_clipped(job: Callable[..., Job], method: str) -> None:
 def test_later_phase_is_noised(job: Callable[..., Job], method: str) -> None:
     """Of the second phase's released gradient every tensor is noised, by the planned size, and only where it trains."""
     made = second_phase(private(job(method), noise_multiplier=2.0, clip=0.5))
-    found = noised_mean(made, [], rng.generator(0, "noise"), Tally("cpu"))
+    found = noised_mean(made, [], rng.of_steps(0), Tally("cpu"))
     masks = {name: made.backbone.masks.get(name, torch.ones_like(v, dtype=torch.bool)) for name, v in found.items()}
     drawn = torch.cat([value[masks[name]] for name, value in found.items()])
 
@@ -202,9 +202,7 @@ def test_penalty_is_not_clipped(job: Callable[..., Job]) -> None:
     bare = private(job("diff_pruning", config=config | {"penalty": 0.0}), clip=1e-6, noise_multiplier=0.0)
     for noisy in (0.0, 1e6):
         one, other = (
-            noised_mean(
-                private(j, clip=1e-6, noise_multiplier=noisy), list(range(8)), rng.generator(0, "noise"), Tally("cpu")
-            )
+            noised_mean(private(j, clip=1e-6, noise_multiplier=noisy), list(range(8)), rng.of_steps(0), Tally("cpu"))
             for j in (made, bare)
         )
         open_at_start = torch.sigmoid(torch.tensor(5.0))
@@ -230,10 +228,10 @@ def test_gates_are_drawn_once_a_step(job: Callable[..., Job], monkeypatch: pytes
     monkeypatch.setattr(Job, "losses", watched)
     split = type(made.train).split
     monkeypatch.setattr(type(made.train), "split", lambda self, indices: split(self, indices, 40))
-    generator = rng.generator(0, "noise")
-    noised_mean(made, list(range(8)), generator, Tally("cpu"))
+    streams = rng.of_steps(0)
+    noised_mean(made, list(range(8)), streams, Tally("cpu"))
     first = len(seen)
-    noised_mean(made, list(range(8)), generator, Tally("cpu"))
+    noised_mean(made, list(range(8)), streams, Tally("cpu"))
 
     assert first > 1
     assert all(torch.equal(value, seen[0]) for value in seen[:first])

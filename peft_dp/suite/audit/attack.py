@@ -236,8 +236,9 @@ def _scores(
     job.backbone.model.train()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(rng.seed(job.spec.seed, "dropout"))
+        gates = rng.generator(job.spec.seed, "gates", job.device)
         for _ in range(plan.steps):
-            job.method.begin_step(job.backbone, noise)
+            job.method.begin_step(job.backbone, gates)
             sums = noised_sum(
                 job.backbone.model, losses, cuts, plan, noise, masks=job.backbone.masks, per_example_pass=planted
             )

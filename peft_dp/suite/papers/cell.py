@@ -11,7 +11,7 @@ from typing import Any, Literal
 from peft_dp.spec import Spec, from_json
 from peft_dp.suite.papers.protocol import Stated, origins, read_protocol, settings
 from peft_dp.suite.papers.reader import merged
-from peft_dp.suite.papers.recorded import read_recorded
+from peft_dp.suite.papers.recorded import Kept, read_recorded
 from peft_dp.suite.papers.table import Expect, Row, Table, read_table, table_files
 from peft_dp.validate import short
 
@@ -111,6 +111,23 @@ class Cell:
     def losses(self) -> dict[str, dict[str, list[float]]]:
         """Row -> task -> recorded losses, likewise."""
         return self._recorded("losses")
+
+    @cached_property
+    def runs(self) -> dict[int, Kept]:
+        """Seed -> the recorded run of the cell that another of that seed is held to; empty where none was kept."""
+        held = read_recorded(self.table.address).whole("runs").get(self.row.id, {}).get(self.task, {})
+        return {int(seed): kept for seed, kept in held.items()}
+
+    @cached_property
+    def drift(self) -> dict[str, float]:
+        """Kind of quantity -> largest gap when the recorded runs were repeated."""
+        return read_recorded(self.table.address).whole("drift").get(self.row.id, {}).get(self.task, {})
+
+    @cached_property
+    def scores_by_seed(self) -> dict[int, float]:
+        """Seed -> recorded score of the cell."""
+        held = read_recorded(self.table.address).whole("scores").get(self.row.id, {}).get(self.task, {})
+        return {int(seed): score for seed, score in held.items()}
 
     def _recorded(self, quantity: Literal["scores", "losses"]) -> dict[str, dict[str, list[float]]]:
         return {

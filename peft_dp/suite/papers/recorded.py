@@ -14,9 +14,33 @@ from peft_dp.files import write
 from peft_dp.spec import STRICT
 from peft_dp.suite.papers import reader
 from peft_dp.suite.papers.reader import link, read
+from peft_dp.training.trail import Trace
 
 Runs = dict[str, dict[str, dict[str, float]]]
 """Row -> task -> seed -> value."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Kept:
+    """What is kept of a run, so that another of its spec and seed can be held to it.
+
+    Attributes:
+        spec: Digest of the spec.
+        device: "cpu" or "cuda".
+        torch: Version of torch.
+        hashes: "data", "files" and "weights" -> hash of what it was trained from.
+        losses: Loss of each epoch; None where it is not finite.
+        tokens: Tokens of each epoch.
+        trace: Its first steps, the order of its batches, its answers.
+    """
+
+    spec: str
+    device: str
+    torch: str
+    hashes: dict[str, str]
+    losses: list[float | None]
+    tokens: list[int]
+    trace: Trace
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -27,11 +51,15 @@ class Blessing:
         provenance: Machine, versions, revision, date.
         scores: What was scored; each row stands in one blessing only.
         losses: The training loss of the last epoch, of the same runs.
+        runs: Row -> task -> seed -> what is kept of the same runs.
+        drift: Row -> task -> kind of quantity -> largest gap when the runs were repeated under what may differ.
     """
 
     provenance: dict[str, Any]
     scores: Runs
     losses: Runs = field(default_factory=dict)
+    runs: dict[str, dict[str, dict[str, Kept]]] = field(default_factory=dict)
+    drift: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -44,17 +72,18 @@ class Recorded:
 
     blessings: list[Blessing]
 
-    def whole(self, quantity: Literal["scores", "losses"]) -> Runs:
-        """The scores or losses of all blessings."""
+    def whole(self, quantity: Literal["scores", "losses", "runs", "drift"]) -> dict[str, dict[str, dict[str, Any]]]:
+        """What all blessings hold of that quantity."""
         return {row: tasks for blessing in self.blessings for row, tasks in getattr(blessing, quantity).items()}
 
     def renewed(self, blessing: Blessing) -> Recorded:
         """The same with one more blessing, in place of what older ones say of its rows."""
 
-        def others(runs: Runs) -> Runs:
-            return {row: tasks for row, tasks in runs.items() if row not in blessing.scores}
+        def others(held: dict[str, Any]) -> dict[str, Any]:
+            return {row: tasks for row, tasks in held.items() if row not in blessing.scores}
 
-        kept = [replace(old, scores=others(old.scores), losses=others(old.losses)) for old in self.blessings]
+        names = ("scores", "losses", "runs", "drift")
+        kept = [replace(old, **{name: others(getattr(old, name)) for name in names}) for old in self.blessings]
         return Recorded(blessings=[*(old for old in kept if old.scores), blessing])
 
 

@@ -12,7 +12,7 @@ at 5 %) that another sample of dev examples would move it as far; else it is und
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf, nan, sqrt
 from statistics import NormalDist, fmean, variance
@@ -35,12 +35,15 @@ from peft_dp.suite.verdicts.bands import (
     prior,
     resolution,
 )
+from peft_dp.suite.verdicts.replay import Replay, replay
 from peft_dp.validate import short
 
 Status = Literal["reproduced", "undecided", "amber", "differs", "known difference", "not run"]
 
 
 TIME = "epoch_seconds"
+REPLAY = "replay"
+"""The finding on a run beside the recorded run of its seed; counted in bands."""
 
 
 ROUNDING = 1e-3
@@ -88,6 +91,8 @@ class Finding:
         return "reproduced" if gap + self.unsure <= self.margin else "undecided"
 
     def __str__(self) -> str:
+        if self.quantity == REPLAY:
+            return f"{MARKS[self.status]} replay: {self.band}"
         return (
             f"{MARKS[self.status]} {self.quantity}: expected {'at least ' * self.at_least}{self.expected:.6g}, "
             f"ours {self.ours:.6g}, gap {self.ours - self.expected:+.3g}, "
@@ -152,11 +157,54 @@ def judge_cell(cell: Cell, records: Sequence[Record]) -> Verdict:
             raise ValueError(fault)
     scores = [record.values["score"] for record in records]
     findings = [_printed(name, cell.expect[name], fmean(r.values[name] for r in records)) for name in _asserted(cell)]
-    findings += [*judge_score(cell, scores), *_loss(cell, records), *_alarm(cell, scores)]
+    replays = [
+        replay(record, cell.runs[record.spec.seed], cell.drift)
+        for record in records
+        if record.trace and record.spec.seed in cell.runs
+    ]
+    if len(replays) == len(records) and not any(each.streams for each in replays):
+        findings += _replayed(cell, records, replays)
+    else:
+        findings += [*judge_score(cell, scores, _seeds(records)), *_loss(cell, records), *_alarm(cell, scores)]
+        findings += _parted([each for each in replays if not each.streams])
+        findings += [_unheld(each) for each in replays if each.streams]
     if not findings and not cell.expect:
         raise ValueError(f"{cell.id} has no expectation: print one in its table or record one with `peft-dp bless`")
     findings += [*_learnt(cell, records), *_noise(records)]
     return Verdict(cell=cell, records=records, findings=findings, reason=cell.row.differs)
+
+
+def _seeds(records: Sequence[Record]) -> set[int]:
+    return {record.spec.seed for record in records}
+
+
+def _replayed(cell: Cell, records: Sequence[Record], replays: Sequence[Replay]) -> list[Finding]:
+    """What runs say that were all recorded before: each repeats its recording, or parts from it somewhere.
+
+    Their scores are held to the same seeds' own, as far as the answers that may differ can move them.
+    """
+    found = _parted(replays)
+    theirs = [cell.scores_by_seed[record.spec.seed] for record in records]
+    dev = min(len(record.trace.answers) for record in records if record.trace)
+    allowed = 200 * replays[0].bands["answers"] / max(dev, 1) + 1e-4
+    ours = fmean(record.values["score"] for record in records)
+    band = f"of the same seeds, allowed {allowed:.3g} for {replays[0].bands['answers']:.0f} answers that may differ"
+    score = Finding(quantity="score", expected=fmean(theirs), ours=ours, allowed=allowed, unusual=allowed, band=band)
+    return [score, *found]
+
+
+def _parted(replays: Sequence[Replay]) -> list[Finding]:
+    """The replay that parted furthest from its recording, or else came nearest to it."""
+    if not replays:
+        return []
+    worst = max(replays, key=lambda each: each.over(each.parted or each.largest))
+    over = min(worst.over(worst.parted or worst.largest), 1e9)
+    return [Finding(quantity=REPLAY, expected=0.0, ours=over, allowed=1.0, unusual=1.0, band=str(worst))]
+
+
+def _unheld(each: Replay) -> Finding:
+    """Say of a run that draws other random numbers why it is held to the band over seeds."""
+    return Finding(quantity=REPLAY, expected=0.0, ours=0.0, allowed=inf, unusual=inf, band=str(each))
 
 
 def _printed(name: str, expect: Expect, ours: float) -> Finding:
@@ -170,14 +218,19 @@ def _printed(name: str, expect: Expect, ours: float) -> Finding:
     )
 
 
-def judge_score(cell: Cell, scores: Sequence[float]) -> list[Finding]:
-    """Our scores, one a seed, beside what the paper prints and what was recorded; the widths rest on how many."""
+def judge_score(cell: Cell, scores: Sequence[float], seeds: Collection[int] = ()) -> list[Finding]:
+    """Our scores, one a seed, beside what the paper prints and what was recorded; the widths rest on how many.
+
+    What was recorded of our own seeds is left out where others are left: they are the same draws.
+    """
     found = []
     if (expect := cell.expect.get("score")) and expect.asserted:
         spread = printed_spread(cell, scores)
         best = best_of(expect.best_of) * spread.value if expect.best_of > 1 else 0.0
         found.append(_within(cell, expect.value - best, expect.runs, spread, _step(cell) / 2, scores))
-    if theirs := cell.recorded.get(cell.row.id, {}).get(cell.task):
+    if every := cell.scores_by_seed:
+        theirs = [score for seed, score in every.items() if seed not in seeds]
+        theirs = theirs if len(theirs) > 1 else [*every.values()]
         rounding = 50 / cell.spec.dev if cell.spec.dev else 0.05
         spread = spread_over_seeds(cell, cell.recorded, theirs)
         found.append(_within(cell, fmean(theirs), len(theirs), spread, rounding, scores))
