@@ -160,22 +160,24 @@ class Encoded:
         """Number of tokens of the examples together."""
         return sum((self.tokens or self.lengths)[i] for i in indices)
 
-    def split(self, indices: Sequence[int], tokens: int = TOKENS) -> Iterator[list[int]]:
+    def split(self, indices: Sequence[int], tokens: int | None = None) -> Iterator[list[int]]:
         """Splits a logical batch into as few physical ones as have at most about `tokens` tokens, for `packed`.
 
         Each has its share of the long and of the short ones, which then fill each other's rows.
         """
+        tokens = tokens or TOKENS
         order = sorted(indices, key=lambda i: (-self.lengths[i], i))
         parts = min(-(-sum(self.lengths[i] for i in order) // tokens), len(order))
         for part in range(parts):
             yield order[part::parts]
 
-    def cut(self, indices: Sequence[int], tokens: int = TOKENS) -> Iterator[list[int]]:
+    def cut(self, indices: Sequence[int], tokens: int | None = None) -> Iterator[list[int]]:
         """Cuts a logical batch into physical ones for `batch`: longest first, at most `tokens` places or one example.
 
         Of all ways to do that with cuts where the length falls, or where a part is full, the one that costs least,
         a part counting as much as `PART` tokens.
         """
+        tokens = tokens or TOKENS
         order = sorted(indices, key=lambda i: (-self.lengths[i], i))
         lengths = [self.lengths[i] for i in order]
         falls = [at for at in range(1, len(order) + 1) if at == len(order) or lengths[at] < lengths[at - 1]]

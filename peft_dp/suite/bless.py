@@ -1,23 +1,58 @@
-"""What this machine gives, recorded as what is expected of a table: raw scores and losses, and what made them."""
+"""What this machine gives, recorded as what is expected of a table: runs, how far repeats drift, and what made them.
+
+Each run is made alone, then again under what may rightly differ: another instruction set and number of threads,
+another cut of the logical batches, and beside the other seeds. How far a repeat is from the run is the drift that later
+runs are allowed. The repeats run in processes of their own: instruction sets are chosen when torch is imported, which
+nothing here may do before.
+"""
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from peft_dp.machine import Places
-from peft_dp.measuring.environment import environment
-from peft_dp.records import Records
-from peft_dp.runs import runs
+from peft_dp.spec import Spec
 from peft_dp.suite import papers
 from peft_dp.suite.papers import recorded
 from peft_dp.suite.papers.cell import Cell
 from peft_dp.validate import short
 
-FIRST_SEED = 5
-"""The first recorded seed: tests train 0, 1, ..., so that they are compared with other runs than their own."""
+if TYPE_CHECKING:
+    from peft_dp.records import Record, Records
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """What may rightly differ between two runs of a seed.
+
+    Attributes:
+        name: What it is called in a message.
+        threads: Threads of torch.
+        tokens: Tokens of a physical batch.
+        together: Whether all seeds train in one call, in the same batches where they can.
+        environment: Variables that are set before torch is imported.
+    """
+
+    name: str
+    threads: int = 1
+    tokens: int = 2048
+    together: bool = False
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+VARIANTS = (
+    Variant(name="AVX2, one thread", environment=AVX2),
+    Variant(name="half the tokens in a physical batch, two threads", threads=2, tokens=1024),
+    Variant(name="all seeds in one call, one thread", together=True),
+)
 
 
 def cells_of(name: str) -> list[Cell]:
@@ -41,7 +76,7 @@ def bless(
     progress: TextIO | None,
     tell: Callable[[str], None],
 ) -> Path:
-    """Train cells of one table under seeds `FIRST_SEED`, ..., record what they gave, and return the file.
+    """Train cells of one table under seeds 0, 1, ..., record what they gave and how far repeats drift; return the file.
 
     Args:
         cells: The cells; what was recorded before for their rows is replaced.
@@ -52,19 +87,85 @@ def bless(
         tell: Called with one line of text after each run.
 
     Raises:
-        ValueError: A loss is not finite; then nothing is written.
+        ValueError: A loss is not finite, or a repeat draws other batches; then nothing is written.
     """
-    scores: recorded.Runs = {}
-    losses: recorded.Runs = {}
+    from peft_dp.measuring.environment import environment
+    from peft_dp.runs import run
+    from peft_dp.suite.verdicts.replay import kept_of
+
+    made = recorded.Blessing(
+        provenance=environment() | {"date": datetime.now(UTC).date().isoformat()}, scores={}, losses={}
+    )
     for cell in cells:
-        specs = [cell.spec.seeded(FIRST_SEED + run) for run in range(seeds)]
-        for record in runs(specs, places, records, progress):
-            score, loss, seed = record.values["score"], record.trail[-1].loss, record.spec.seed
+        for spec in cell.specs(seeds):
+            record = run(spec, places, records, progress)
+            score, loss, seed = record.values["score"], record.trail[-1].loss, str(spec.seed)
             if loss is None:
                 raise ValueError(f"{cell.id} seed {seed}: its training loss is not finite, so nothing was recorded")
-            scores.setdefault(cell.row.id, {}).setdefault(cell.task, {})[str(seed)] = round(score, 4)
-            losses.setdefault(cell.row.id, {}).setdefault(cell.task, {})[str(seed)] = round(loss, 4)
+            made.scores.setdefault(cell.row.id, {}).setdefault(cell.task, {})[seed] = round(score, 4)
+            made.losses.setdefault(cell.row.id, {}).setdefault(cell.task, {})[seed] = round(loss, 4)
+            made.runs.setdefault(cell.row.id, {}).setdefault(cell.task, {})[seed] = kept_of(record)
             tell(f"{cell.id} seed {seed}: score {score:.2f}, loss {loss:.3f}")
-    provenance = environment() | {"date": datetime.now(UTC).date().isoformat()}
-    blessing = recorded.Blessing(provenance=provenance, scores=scores, losses=losses)
-    return recorded.add_blessing(cells[0].table.address, blessing)
+    for variant in VARIANTS:
+        _add_drift(made, cells, seeds, places, variant, tell)
+    return recorded.add_blessing(cells[0].table.address, made)
+
+
+def _add_drift(
+    made: recorded.Blessing,
+    cells: Sequence[Cell],
+    seeds: int,
+    places: Places,
+    variant: Variant,
+    tell: Callable[[str], None],
+) -> None:
+    """Repeat all runs under a variant, and widen the drift of their rows by how far the repeats are from the runs.
+
+    Raises:
+        ValueError: What must be equal is not.
+    """
+    from peft_dp.suite.verdicts.replay import gaps_between, kept_of
+
+    before = dict(os.environ)
+    os.environ.update(variant.environment)  # which processes take with them when they start
+    workers = max(1, (os.cpu_count() or 1) // variant.threads)
+    try:
+        with ProcessPoolExecutor(
+            workers, multiprocessing.get_context("spawn"), _begin, (variant.threads, variant.tokens)
+        ) as pool:
+            groups = [cell.specs(seeds) for cell in cells]
+            if not variant.together:
+                groups = [[spec] for group in groups for spec in group]
+            repeated = [record for group in pool.map(_repeat, groups, [places] * len(groups)) for record in group]
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    for cell in cells:
+        drift = made.drift.setdefault(cell.row.id, {}).setdefault(cell.task, {})
+        digests = {spec.digest for spec in cell.specs(seeds)}
+        for record in (record for record in repeated if record.spec.digest in digests):
+            first = made.runs[cell.row.id][cell.task][str(record.spec.seed)]
+            for gap in gaps_between(kept_of(record), first):
+                if gap.kind == "exact" and gap.size:
+                    where = f"{cell.id} seed {record.spec.seed}, repeated with {variant.name}"
+                    raise ValueError(f"{where}: {gap.place} is not the same, so nothing was recorded")
+                if gap.kind != "exact":
+                    drift[gap.kind] = max(drift.get(gap.kind, 0.0), float(f"{gap.size:.3g}"))
+        tell(f"{cell.id}, {variant.name}: drift {', '.join(f'{kind} {size:.2g}' for kind, size in drift.items())}")
+
+
+def _begin(threads: int, tokens: int) -> None:
+    """Prepare a process that repeats runs."""
+    import torch
+
+    from peft_dp.models import batch
+
+    torch.set_num_threads(threads)
+    batch.TOKENS = tokens
+
+
+def _repeat(specs: Sequence[Spec], places: Places) -> list[Record]:
+    """Make runs of one cell again."""
+    from peft_dp.runs import runs
+
+    return runs(specs, places)

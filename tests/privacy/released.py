@@ -47,7 +47,7 @@ class Split(Encoded):
 
     splits: int = 1
 
-    def cut(self, indices: Sequence[int], tokens: int = 0) -> Iterator[list[int]]:
+    def cut(self, indices: Sequence[int], tokens: int | None = None) -> Iterator[list[int]]:
         """Cuts a logical batch into `splits` parts, into none if it is empty."""
         size = max(1, math.ceil(len(indices) / self.splits))
         for at in range(0, len(indices), size):

@@ -159,7 +159,7 @@ def _bands(cell: Cell) -> Lines:
     from peft_dp.suite.verdicts.cells import judge_score
 
     # The widths rest on how many runs there are, not on what they give.
-    found = [finding for runs in sorted({1, cell.table.seeds}) for finding in judge_score(cell, [0.0] * runs)]
+    found = [finding for runs in sorted({1, cell.seeds}) for finding in judge_score(cell, [0.0] * runs)]
     return [("" if i else "band", f"{finding.expected:.2f}: {finding.band}") for i, finding in enumerate(found)]
 
 

@@ -71,8 +71,13 @@ class Cell:
             raise ValueError(f"expected/{self.table.address}.json, row {short(self.row.id)}: {error}") from None
 
     def specs(self, seeds: int | None = None) -> list[Spec]:
-        """One spec a seed, 0 to `seeds` - 1; None for as many as the table asks for."""
-        return [self.spec.seeded(seed) for seed in range(seeds or self.table.seeds)]
+        """One spec a seed, 0 to `seeds` - 1; None for as many as the row or the table asks for."""
+        return [self.spec.seeded(seed) for seed in range(seeds or self.seeds)]
+
+    @property
+    def seeds(self) -> int:
+        """Number of runs that the row or the table asks for."""
+        return self.row.seeds or self.table.seeds
 
     @cached_property
     def origins(self) -> dict[str, Stated | str]:

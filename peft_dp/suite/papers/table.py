@@ -78,6 +78,7 @@ class Row(Origins):
         cited: From where the paper took the line; it is shown, and never run.
         differs: Why the printed number cannot hold; the test is then expected to fail.
         picture: Whether its numbers were read off a picture, the text having none.
+        seeds: Runs of each of its cells, in place of the table's number.
         stated: Field -> where the paper states it, in place of what table and paper say of it.
         assumed: Field -> why it is what it is, likewise.
     """
@@ -91,6 +92,7 @@ class Row(Origins):
     cited: str = ""
     differs: str = ""
     picture: bool = False
+    seeds: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -64,7 +64,7 @@ def estimate(cell: Cell, clocks: Mapping[str, Clock], seeds: int | None = None) 
         cost = costs(cell.spec)
     except ValueError as error:
         raise ValueError(f"{cell.id}: {error}") from None
-    runs = seeds or cell.table.seeds
+    runs = seeds or cell.seeds
     return Estimate(
         cell=cell,
         seeds=runs,

@@ -228,9 +228,9 @@ def judge_score(cell: Cell, scores: Sequence[float], seeds: Collection[int] = ()
         spread = printed_spread(cell, scores)
         best = best_of(expect.best_of) * spread.value if expect.best_of > 1 else 0.0
         found.append(_within(cell, expect.value - best, expect.runs, spread, _step(cell) / 2, scores))
-    if every := cell.scores_by_seed:
-        theirs = [score for seed, score in every.items() if seed not in seeds]
-        theirs = theirs if len(theirs) > 1 else [*every.values()]
+    if theirs := cell.recorded.get(cell.row.id, {}).get(cell.task):
+        others = [score for seed, score in cell.scores_by_seed.items() if seed not in seeds]
+        theirs = others if len(others) > 1 else theirs
         rounding = 50 / cell.spec.dev if cell.spec.dev else 0.05
         spread = spread_over_seeds(cell, cell.recorded, theirs)
         found.append(_within(cell, fmean(theirs), len(theirs), spread, rounding, scores))
