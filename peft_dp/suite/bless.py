@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 from peft_dp.machine import Places
 from peft_dp.spec import Spec
@@ -48,10 +49,10 @@ class Variant:
 
 
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+RECORDED = Variant(name="one thread")
 VARIANTS = (
-    Variant(name="AVX2, one thread", environment=AVX2),
-    Variant(name="half the tokens in a physical batch, two threads", threads=2, tokens=1024),
-    Variant(name="all seeds in one call, one thread", together=True),
+    Variant(name="AVX2 arithmetic, one thread, half the tokens in a physical batch", tokens=1024, environment=AVX2),
+    Variant(name="two threads, all seeds in one call", threads=2, together=True),
 )
 
 
@@ -73,7 +74,6 @@ def bless(
     seeds: int,
     places: Places,
     records: Records,
-    progress: TextIO | None,
     tell: Callable[[str], None],
 ) -> Path:
     """Train cells of one table under seeds 0, 1, ..., record what they gave and how far repeats drift; return the file.
@@ -83,79 +83,85 @@ def bless(
         seeds: Number of runs per cell.
         places: Where data and backbones are, and the device.
         records: The folder that runs read from and write to.
-        progress: Where to draw a bar; None for none.
         tell: Called with one line of text after each run.
 
     Raises:
         ValueError: A loss is not finite, or a repeat draws other batches; then nothing is written.
     """
     from peft_dp.measuring.environment import environment
-    from peft_dp.runs import run
     from peft_dp.suite.verdicts.replay import kept_of
 
     made = recorded.Blessing(
         provenance=environment() | {"date": datetime.now(UTC).date().isoformat()}, scores={}, losses={}
     )
-    for cell in cells:
-        for spec in cell.specs(seeds):
-            record = run(spec, places, records, progress)
-            score, loss, seed = record.values["score"], record.trail[-1].loss, str(spec.seed)
-            if loss is None:
-                raise ValueError(f"{cell.id} seed {seed}: its training loss is not finite, so nothing was recorded")
-            made.scores.setdefault(cell.row.id, {}).setdefault(cell.task, {})[seed] = round(score, 4)
-            made.losses.setdefault(cell.row.id, {}).setdefault(cell.task, {})[seed] = round(loss, 4)
-            made.runs.setdefault(cell.row.id, {}).setdefault(cell.task, {})[seed] = kept_of(record)
-            tell(f"{cell.id} seed {seed}: score {score:.2f}, loss {loss:.3f}")
+    of_cell = {spec.digest: cell for cell in cells for spec in cell.specs(seeds)}
+    for record in _trained(cells, seeds, places, RECORDED, records.folder):
+        cell, loss, seed = of_cell[record.spec.digest], record.trail[-1].loss, str(record.spec.seed)
+        if loss is None:
+            raise ValueError(f"{cell.id} seed {seed}: its training loss is not finite, so nothing was recorded")
+        made.scores.setdefault(cell.row.id, {}).setdefault(cell.task, {})[seed] = round(record.values["score"], 4)
+        made.losses.setdefault(cell.row.id, {}).setdefault(cell.task, {})[seed] = round(loss, 4)
+        made.runs.setdefault(cell.row.id, {}).setdefault(cell.task, {})[seed] = kept_of(record)
+        tell(f"{cell.id} seed {seed}: score {record.values['score']:.2f}, loss {loss:.3f}")
     for variant in VARIANTS:
-        _add_drift(made, cells, seeds, places, variant, tell)
+        tell(f"again, with {variant.name}")
+        for record in _trained(cells, seeds, places, variant):
+            _widen(made, of_cell[record.spec.digest], record, variant)
+    for row, tasks in made.drift.items():
+        for task, drift in tasks.items():
+            tell(f"{row} {task}: drift of {', '.join(f'{kind} {size:.2g}' for kind, size in drift.items())}")
     return recorded.add_blessing(cells[0].table.address, made)
 
 
-def _add_drift(
-    made: recorded.Blessing,
-    cells: Sequence[Cell],
-    seeds: int,
-    places: Places,
-    variant: Variant,
-    tell: Callable[[str], None],
-) -> None:
-    """Repeat all runs under a variant, and widen the drift of their rows by how far the repeats are from the runs.
+def _widen(made: recorded.Blessing, cell: Cell, repeated: Record, variant: Variant) -> None:
+    """Widen the drift of a row by how far a repeat is from the recorded run.
 
     Raises:
         ValueError: What must be equal is not.
     """
     from peft_dp.suite.verdicts.replay import gaps_between, kept_of
 
-    before = dict(os.environ)
-    os.environ.update(variant.environment)  # which processes take with them when they start
+    drift = made.drift.setdefault(cell.row.id, {}).setdefault(cell.task, {})
+    first = made.runs[cell.row.id][cell.task][str(repeated.spec.seed)]
+    for gap in gaps_between(kept_of(repeated), first):
+        if gap.kind == "exact" and gap.size:
+            where = f"{cell.id} seed {repeated.spec.seed}, repeated with {variant.name}"
+            raise ValueError(f"{where}: {gap.place} is not the same, so nothing was recorded")
+        if gap.kind != "exact":
+            drift[gap.kind] = max(drift.get(gap.kind, 0.0), float(f"{gap.size:.3g}"))
+
+
+def _trained(
+    cells: Sequence[Cell], seeds: int, places: Places, variant: Variant, folder: Path | None = None
+) -> Iterator[Record]:
+    """Yield the records of all runs of some cells, made in processes of their own under a variant.
+
+    Args:
+        cells: The cells.
+        seeds: Number of runs per cell.
+        places: Where data and backbones are, and the device.
+        variant: What may differ.
+        folder: Folder of records to read from and write to; None for neither.
+    """
+    groups = [cell.specs(seeds) for cell in cells]
+    if not variant.together:
+        groups = [[spec] for group in groups for spec in group]
     workers = max(1, (os.cpu_count() or 1) // variant.threads)
+    before = dict(os.environ)
+    os.environ.update(variant.environment)  # which the processes take with them when they start
     try:
         with ProcessPoolExecutor(
             workers, multiprocessing.get_context("spawn"), _begin, (variant.threads, variant.tokens)
         ) as pool:
-            groups = [cell.specs(seeds) for cell in cells]
-            if not variant.together:
-                groups = [[spec] for group in groups for spec in group]
-            repeated = [record for group in pool.map(_repeat, groups, [places] * len(groups)) for record in group]
+            for group in pool.map(_train, groups, repeat(places), repeat(folder)):
+                yield from group
     finally:
         os.environ.clear()
         os.environ.update(before)
-    for cell in cells:
-        drift = made.drift.setdefault(cell.row.id, {}).setdefault(cell.task, {})
-        digests = {spec.digest for spec in cell.specs(seeds)}
-        for record in (record for record in repeated if record.spec.digest in digests):
-            first = made.runs[cell.row.id][cell.task][str(record.spec.seed)]
-            for gap in gaps_between(kept_of(record), first):
-                if gap.kind == "exact" and gap.size:
-                    where = f"{cell.id} seed {record.spec.seed}, repeated with {variant.name}"
-                    raise ValueError(f"{where}: {gap.place} is not the same, so nothing was recorded")
-                if gap.kind != "exact":
-                    drift[gap.kind] = max(drift.get(gap.kind, 0.0), float(f"{gap.size:.3g}"))
-        tell(f"{cell.id}, {variant.name}: drift {', '.join(f'{kind} {size:.2g}' for kind, size in drift.items())}")
 
 
 def _begin(threads: int, tokens: int) -> None:
-    """Prepare a process that repeats runs."""
+    """Prepare a process that makes runs."""
     import torch
 
     from peft_dp.models import batch
@@ -164,8 +170,9 @@ def _begin(threads: int, tokens: int) -> None:
     batch.TOKENS = tokens
 
 
-def _repeat(specs: Sequence[Spec], places: Places) -> list[Record]:
-    """Make runs of one cell again."""
+def _train(specs: Sequence[Spec], places: Places, folder: Path | None) -> list[Record]:
+    """Make runs of one cell."""
+    from peft_dp.records import Records
     from peft_dp.runs import runs
 
-    return runs(specs, places)
+    return runs(specs, places, Records(folder) if folder else None)

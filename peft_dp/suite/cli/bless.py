@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 
-from peft_dp.suite.cli.verb import Verb, add_places, add_records, places, progress
+from peft_dp.suite.cli.verb import Verb, add_places, add_records, places
 
 MINIMUM_SEEDS = 5
 """Fewer runs tell too little about the spread over seeds."""
@@ -36,7 +36,7 @@ def run(options: Namespace) -> int:
     if environment()["dirty"] is not False:
         changes = "peft_dp/ has changes that are not committed"
         raise ValueError(f"{changes}: commit them, so that the record can name what made it")
-    file = bless(cells, options.seeds, places(options), Records(options.records), progress(), print)
+    file = bless(cells, options.seeds, places(options), Records(options.records), print)
     print(f"written: {file}")
     return 0
 
