@@ -62,7 +62,8 @@ class Record:
 
     def result(self) -> dict[str, Any]:
         """All that must repeat bit for bit on one machine: everything but time, memory and environment."""
-        trail = [{name: value for name, value in asdict(epoch).items() if name != "seconds"} for epoch in self.trail]
+        times = ("seconds", "processor_seconds")
+        trail = [{name: value for name, value in asdict(epoch).items() if name not in times} for epoch in self.trail]
         return {
             "key": self.key,
             "values": self.values,

@@ -5,7 +5,6 @@ A method's phases share one privacy plan and one learning-rate schedule.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -26,7 +25,7 @@ from peft_dp.training.frozen_prefix import without_frozen_layers
 from peft_dp.training.gradient import noised_mean
 from peft_dp.training.job import Job
 from peft_dp.training.phase import Phase
-from peft_dp.training.tally import Tally
+from peft_dp.training.tally import Tally, clocks
 from peft_dp.training.tracer import Tracer
 from peft_dp.training.trail import Epoch, Trace
 
@@ -118,7 +117,7 @@ class Run:
 
     def __enter__(self) -> Self:
         job = self.job
-        self._start = time.perf_counter()
+        self._start = clocks()
         job.backbone.model.train()
         with ExitStack() as stack:
             stack.enter_context(torch.random.fork_rng(devices=range(torch.cuda.device_count())))
@@ -190,7 +189,7 @@ class Run:
                 "trail": [asdict(epoch) for epoch in self._trail],
                 "tally": self.tally.counts(),
                 "trace": asdict(self.tracer.trace()),
-                "seconds": time.perf_counter() - self._start,
+                "seconds": [now - start for now, start in zip(clocks(), self._start, strict=True)],
                 "optimiser_bytes": self._optimiser_bytes,
             },
         )
@@ -212,7 +211,8 @@ class Run:
             self._open_phase().restore(tensors)
         for name, stream in self._streams.items():
             stream.set_state(tensors[f"stream/{name}"])
-        self._start = time.perf_counter() - values["seconds"]
+        wall, processor = clocks()
+        self._start = wall - values["seconds"][0], processor - values["seconds"][1]
 
     def _arrange(self) -> None:
         """Have the parameters of the next phase train."""
@@ -237,7 +237,7 @@ class Run:
         self._within_phase.close()
 
     def _open_epoch(self) -> None:
-        self._start = time.perf_counter()
+        self._start = clocks()
         self.tally = Tally(self.job.device, self.job.plan.clip)
         self._batches_begin = self._batches.get_state()
         self._indices = sampling.epoch(self.job.plan, self._batches)

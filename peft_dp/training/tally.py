@@ -12,6 +12,14 @@ from torch import Tensor
 from peft_dp.training.job import Job
 from peft_dp.training.trail import Epoch
 
+Clocks = tuple[float, float]
+"""Seconds of a monotonic clock, and processor seconds of this process."""
+
+
+def clocks() -> Clocks:
+    """Return what the clocks say now."""
+    return time.perf_counter(), time.process_time()
+
 
 class Tally:
     """Sums over an epoch, kept on the device so that counting does not stop it.
@@ -61,17 +69,17 @@ class Tally:
         self.norms.fill_(counts["norms"])
         self.tokens, self.examples, self.steps = counts["tokens"], counts["examples"], counts["steps"]
 
-    def epoch(self, job: Job, start: float, share: float = 1.0) -> Epoch:
+    def epoch(self, job: Job, start: Clocks, share: float = 1.0) -> Epoch:
         """Return the entry of the trail; waits for the device.
 
         Args:
             job: What trains.
-            start: When the epoch began, by `time.perf_counter`.
+            start: When the epoch began, by `clocks`.
             share: Share of the seconds since then that are the job's own.
         """
         seen = max(self.examples, 1)
         loss, clipped, square = self.loss.item() / seen, self.clipped.item() / seen, self.square.item()
-        seconds = (time.perf_counter() - start) * share  # only now has a GPU done what it was asked for
+        wall, processor = clocks()  # only now has a GPU done what it was asked for
         released = job.backbone.count() * self.steps if job.plan.private else 0
         return Epoch(
             loss=loss if math.isfinite(loss) else None,
@@ -79,7 +87,8 @@ class Tally:
             examples=self.examples,
             tokens=self.tokens,
             steps=self.steps,
-            seconds=seconds,
+            seconds=(wall - start[0]) * share,
+            processor_seconds=(processor - start[1]) * share,
             noise=math.sqrt(square / released) / job.plan.clip if released else None,
             released=released,
         )

@@ -26,6 +26,7 @@ class Epoch:
         tokens: Tokens seen, padding not counted.
         steps: Updates made.
         seconds: Wall time by a monotonic clock.
+        processor_seconds: Processor time of this process, which other load does not stretch.
         noise: Root mean square of the values of the noised sums, in clips: the noise multiplier, and what examples add
             to it; None without privacy. It is computed from what is released, so it tells nothing more of the data.
         released: Number of those values, over all steps.
@@ -37,6 +38,7 @@ class Epoch:
     tokens: Amount
     steps: Amount
     seconds: float
+    processor_seconds: float = 0.0
     noise: float | None = None
     released: Amount = 0
 

@@ -22,6 +22,8 @@ def add_options(parser: ArgumentParser) -> None:
     for form, use in forms.items():
         says = f"also write {use}; - prints it instead of the verdicts"
         parser.add_argument(f"--{form}", type=Path, metavar="FILE", help=says)
+    says = "another folder of records: each run is also held to the one of its spec and seed there"
+    parser.add_argument("--against", type=Path, metavar="DIR", help=says)
     says = "one line per cell with its numbers, in place of grids"
     parser.add_argument("-v", "--verbose", action="store_true", help=says)
 
@@ -34,10 +36,10 @@ def run(options: Namespace) -> int:
     """
     from peft_dp.suite.report import export
     from peft_dp.suite.report.page import page
-    from peft_dp.suite.report.table import render_table
-    from peft_dp.suite.verdicts.folder import read_folder
+    from peft_dp.suite.report.table import headline, render_table
+    from peft_dp.suite.verdicts.folder import read_baseline, read_folder
 
-    found = read_folder(options.records)
+    found = read_folder(options.records, read_baseline(options.against) if options.against else None)
     forms = (
         (options.html, partial(page, found)),
         (options.markdown, partial(export.to_markdown, found.verdicts)),
@@ -52,7 +54,10 @@ def run(options: Namespace) -> int:
     if all(file != SCREEN for file, _ in forms):
         colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
         width = shutil.get_terminal_size((120, 24)).columns
-        parts = [render_table(found.verdicts, width=width, verbose=options.verbose, colour=colour)]
+        parts = [
+            headline(found.verdicts),
+            render_table(found.verdicts, width=width, verbose=options.verbose, colour=colour),
+        ]
         parts += [f"{len(found.others)} records of what is no cell"] * bool(found.others)
         print("\n\n".join(part for part in parts if part))
     for fault in (*found.damaged, *found.differing):
@@ -67,6 +72,7 @@ REPORT = Verb(
         "peft-dp report records/",
         "peft-dp report records/ --html report.html --csv report.csv",
         "peft-dp report records/ --markdown -  # on the screen",
+        "peft-dp report records/tonight --against records/last-night",
     ),
     add_options=add_options,
     run=run,

@@ -129,6 +129,12 @@ class Cell:
         return read_recorded(self.table.address).whole("drift").get(self.row.id, {}).get(self.task, {})
 
     @cached_property
+    def provenance(self) -> dict[str, Any]:
+        """On what the cell's recorded runs were made; empty where there are none."""
+        held = [one for one in read_recorded(self.table.address).blessings if self.row.id in one.runs]
+        return held[-1].provenance if held else {}
+
+    @cached_property
     def scores_by_seed(self) -> dict[int, float]:
         """Seed -> recorded score of the cell."""
         held = read_recorded(self.table.address).whole("scores").get(self.row.id, {}).get(self.task, {})

@@ -15,8 +15,8 @@ from peft_dp.suite.papers.fact import Fact
 from peft_dp.suite.plugin.benchmarks import extra_info
 from peft_dp.suite.plugin.collected import Collected
 from peft_dp.suite.plugin.session import KEY, RECORDS, terminal
-from peft_dp.suite.plugin.summary import TOLD
-from peft_dp.suite.verdicts.cells import judge_cell
+from peft_dp.suite.plugin.summary import CLAIM, TOLD
+from peft_dp.suite.verdicts.cells import Verdict, judge_cell
 from peft_dp.suite.verdicts.claims import judge_claim
 from peft_dp.validate import Missing
 
@@ -71,13 +71,23 @@ def check(
         except Missing as missing:
             tell(cell, [], str(missing))
             _not_run(config, str(missing))
-        verdict = judge_cell(cell, records)
+        verdict = judge_cell(cell, records, config.stash[KEY].baseline)
         tell(cell, [config.stash[RECORDS].path(record.spec, record.key) for record in records])
         benchmark.extra_info.update(extra_info(verdict))
+        request.node.user_properties.extend(_properties(verdict))
         if any(finding.status == "differs" for finding in verdict.findings):
             raise AssertionError(str(verdict))
 
     return check
+
+
+def _properties(verdict: Verdict) -> list[tuple[str, object]]:
+    """Return what JUnit's file says of a cell beside the outcome."""
+    score = verdict.finding("score")
+    numbers = (
+        (("score", score.ours), ("expected", score.expected), ("gap", score.ours - score.expected)) if score else ()
+    )
+    return [("verdict", verdict.status), *numbers]
 
 
 @pytest.fixture
@@ -87,7 +97,9 @@ def check_claim(request: pytest.FixtureRequest, records_of: Callable[[Cell], lis
     def check(claim: Claim) -> None:
         __tracebackhide__ = True
         try:
-            finding = judge_claim(claim, {cell.id: records_of(cell) for cell in claim.needed})
+            found = {cell.id: records_of(cell) for cell in claim.needed}
+            request.node.user_properties.append((CLAIM, claim.address))
+            finding = judge_claim(claim, found)
         except Missing as missing:
             _not_run(request.config, f"claim {claim.address}: {missing}")
         if finding.status == "differs":

@@ -26,6 +26,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--peft-data", type=Path, metavar="DIR", help="real data, e.g. GLUE's official folders or parquet files"
     )
+    group.addoption(
+        "--peft-baseline",
+        type=Path,
+        metavar="DIR",
+        help="a folder of earlier records: each run is also held to the one of its spec and seed there",
+    )
     group.addoption("--peft-backbones", type=Path, metavar="DIR", help="pretrained models, one folder each")
     group.addoption(
         "--peft-device", choices=("auto", "cpu", "cuda"), default="auto", help="where to train (default: auto)"

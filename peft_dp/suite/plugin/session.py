@@ -14,11 +14,12 @@ from typing import Any, TextIO
 import pytest
 
 from peft_dp.machine import Places
-from peft_dp.records import Records
+from peft_dp.records import Record, Records
 from peft_dp.suite.papers import reader
 from peft_dp.suite.papers.cell import Cell
 from peft_dp.suite.plugin.collected import Collected
 from peft_dp.suite.plugin.options import check_options
+from peft_dp.suite.verdicts.folder import read_baseline
 
 
 @dataclass(kw_only=True)
@@ -30,12 +31,14 @@ class Session:
         folder: The folder of records.
         cells: Cell's id -> cell, of the tests that were collected.
         texts: What tests have printed at the end.
+        baseline: Digest of a spec -> an earlier run; None without a baseline.
     """
 
     places: Places
     folder: Path
     cells: dict[str, Cell] = field(default_factory=dict)
     texts: list[str] = field(default_factory=list)
+    baseline: dict[str, Record] | None = None
 
 
 KEY = pytest.StashKey[Session]()
@@ -63,7 +66,11 @@ def pytest_configure(config: pytest.Config) -> None:
     else:
         folder = option.peft_records or config.rootpath / "records" / datetime.now(UTC).strftime("%Y-%m-%dT%H%M%SZ")
     places = Places(data=option.peft_data, backbones=option.peft_backbones, device=option.peft_device)
-    config.stash[KEY] = Session(places=places, folder=folder)
+    try:
+        baseline = read_baseline(option.peft_baseline) if option.peft_baseline else None
+    except ValueError as error:
+        raise pytest.UsageError(f"--peft-baseline: {error}") from None
+    config.stash[KEY] = Session(places=places, folder=folder, baseline=baseline)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

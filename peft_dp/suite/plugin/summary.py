@@ -16,11 +16,13 @@ from peft_dp.suite.papers.cell import Cell
 from peft_dp.suite.plugin import benchmarks
 from peft_dp.suite.plugin.session import KEY, worker_input
 from peft_dp.suite.report.export import to_markdown
-from peft_dp.suite.report.table import render_table
+from peft_dp.suite.report.table import headline, render_table
 from peft_dp.suite.verdicts.cells import Verdict, judge_cell
 
 TOLD = "peft-dp"
 """The property of a test that says what became of its cell."""
+CLAIM = "peft-dp-claim"
+"""The property of a test that holds a claim against records."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -35,6 +37,7 @@ class Summary:
     Attributes:
         config: The session's configuration.
         verdicts: Cell's id -> its verdict, by the last test of it: a repeated test has run no other cell.
+        claims: Claims about records that hold, and those that were checked.
         benchmarks: Test's id -> its entry of the benchmark file, for what other processes ran.
     """
 
@@ -42,16 +45,19 @@ class Summary:
         self.config = config
         self.verdicts: dict[str, Verdict] = {}
         self.benchmarks: dict[str, dict[str, Any]] = {}
+        self.claims = (0, 0)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Build the verdict of a cell from its records."""
+        if report.when == "call" and CLAIM in dict(report.user_properties):
+            self.claims = (self.claims[0] + report.passed, self.claims[1] + 1)
         told: Any = dict(report.user_properties).get(TOLD) if report.when == "call" else None
         if not told or told["cell"] not in self._cells:
             return
         cell = self._cells[told["cell"]]
         verdict = Verdict(cell=cell, reason=told["reason"])
         if told["records"]:
-            verdict = judge_cell(cell, [read(Path(path)) for path in told["records"]])
+            verdict = judge_cell(cell, [read(Path(path)) for path in told["records"]], self.config.stash[KEY].baseline)
             if hasattr(report, "node"):
                 self.benchmarks[report.nodeid] = benchmarks.entry(report, verdict)
         self.verdicts[cell.id] = verdict
@@ -79,7 +85,11 @@ class Summary:
         writer = config.get_terminal_writer()
         terminalreporter.section("peft-dp")
         verbose, colour = config.get_verbosity() > 0, writer.hasmarkup
-        for part in (*texts, render_table(verdicts, width=writer.fullwidth, verbose=verbose, colour=colour)):
+        for part in (
+            headline(verdicts, self.claims),
+            *texts,
+            render_table(verdicts, width=writer.fullwidth, verbose=verbose, colour=colour),
+        ):
             terminalreporter.write_line(part)
         if any(verdict.records for verdict in verdicts):
             seconds = [epoch.seconds for verdict in verdicts for record in verdict.records for epoch in record.trail]

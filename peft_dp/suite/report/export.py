@@ -15,7 +15,7 @@ from peft_dp.records import Record
 from peft_dp.spec import to_json
 from peft_dp.suite.report.table import SIGNS, Grid, counts, grids, not_run
 from peft_dp.suite.verdicts.cells import Verdict
-from peft_dp.suite.verdicts.drift import flat
+from peft_dp.suite.verdicts.replay import flat
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """Where a text starts so, a spreadsheet runs it."""

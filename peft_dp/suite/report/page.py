@@ -25,10 +25,11 @@ from peft_dp.suite.report.figures.drawing import QUANTITIES, Figure, json_values
 from peft_dp.suite.report.figures.every import table_figures
 from peft_dp.suite.report.figures.values import our_mean
 from peft_dp.suite.report.table import SIGNS, spent
-from peft_dp.suite.verdicts.cells import Status, Verdict
+from peft_dp.suite.verdicts.cells import Verdict
 from peft_dp.suite.verdicts.claims import judge_claim
-from peft_dp.suite.verdicts.drift import flat
+from peft_dp.suite.verdicts.finding import Status
 from peft_dp.suite.verdicts.folder import Folder, by_spec
+from peft_dp.suite.verdicts.replay import flat
 from peft_dp.validate import Missing
 
 FOLDER = Path(__file__).parent

@@ -12,7 +12,8 @@ from typing import NamedTuple
 from tabulate import tabulate
 
 from peft_dp.records import Record, mean
-from peft_dp.suite.verdicts.cells import Status, Verdict
+from peft_dp.suite.verdicts.cells import Verdict
+from peft_dp.suite.verdicts.finding import Status
 
 HEADERS = ("row", "task", "private", "score", "expected", "band", "verdict", "s/epoch", "peak MB")
 UNITS = {"score": ("", 1.0), "epoch_seconds": ("s/epoch", 1.0), "peak_bytes": ("GB", 1e9)}
@@ -129,6 +130,7 @@ def render_table(verdicts: Sequence[Verdict], *, width: int = 120, verbose: bool
     ran = [verdict for verdict in verdicts if verdict.records]
     parts = [_lines(ran, colour)] if verbose and ran else [_fitted(grid, width, colour) for grid in grids(verdicts)]
     parts += [_painted(str(verdict), verdict.status, colour) for verdict in ran if verdict.status == "differs"]
+    parts += ["\n".join(causes(ran))]
     parts += [_legend(verdicts, colour)] if ran else []
     parts += ["\n".join(not_run(verdicts))]
     return "\n\n".join(part for part in parts if part)
@@ -177,6 +179,35 @@ def counts(verdicts: Sequence[Verdict]) -> list[tuple[Status, int]]:
     """How many cells have each verdict, those that none has left out."""
     found = Counter(verdict.status for verdict in verdicts)
     return [(status, found[status]) for status in SIGNS if found[status]]
+
+
+def headline(verdicts: Sequence[Verdict], claims: tuple[int, int] = (0, 0)) -> str:
+    """Return in one sentence whether anything failed, and how many cells repeat what was recorded.
+
+    Args:
+        verdicts: One a cell.
+        claims: Claims that hold, and those that were checked.
+    """
+    ran = [verdict for verdict in verdicts if verdict.records]
+    failed = [verdict.cell.id for verdict in ran if verdict.status == "differs"]
+    broken = claims[1] - claims[0]
+    repeat = sum(any(finding.repeats for finding in verdict.findings) for verdict in ran)
+    parts = [f"{repeat} of {len(ran)} cells repeat what was recorded"] * bool(repeat)
+    parts += [f"{claims[0]} of {claims[1]} claims hold"] * bool(claims[1])
+    verdict = f"{len(failed)} of {len(ran)} cells failed" if failed else "Nothing failed"
+    if broken and not failed:
+        verdict = f"{broken} claim{'s' * (broken > 1)} failed"
+    return f"{verdict}: {', '.join(parts)}" if parts else verdict
+
+
+def causes(verdicts: Sequence[Verdict]) -> list[str]:
+    """Return a line for each cell that is amber or failed: what it is about."""
+    return [
+        f"{verdict.status} {verdict.cell.id}: {' '.join(str(finding).split())}"
+        for verdict in verdicts
+        if verdict.records and verdict.status in ("amber", "differs")
+        for finding in [next(f for f in verdict.findings if f.status == verdict.status)]
+    ]
 
 
 def _legend(verdicts: Sequence[Verdict], colour: bool) -> str:

@@ -16,7 +16,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf, nan, sqrt
 from statistics import NormalDist, fmean, variance
-from typing import Literal
 
 from peft_dp import tasks
 from peft_dp.records import Record
@@ -35,69 +34,17 @@ from peft_dp.suite.verdicts.bands import (
     prior,
     resolution,
 )
-from peft_dp.suite.verdicts.replay import Replay, replay
+from peft_dp.suite.verdicts.finding import Finding, Status
+from peft_dp.suite.verdicts.held import beside_baseline, held_to_recordings, repeated, replays_of
 from peft_dp.validate import short
 
-Status = Literal["reproduced", "undecided", "amber", "differs", "known difference", "not run"]
-
-
 TIME = "epoch_seconds"
-REPLAY = "replay"
-"""The finding on a run beside the recorded run of its seed; counted in bands."""
+MOST_BANDS = 1e9
+"""Stands for a gap of what must be equal."""
 
 
 ROUNDING = 1e-3
 """Of a mean square of values in float32."""
-
-
-MARKS = {"reproduced": "ok   ", "undecided": "ok ? ", "amber": "amber", "differs": "OFF  "}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One quantity of one cell.
-
-    Attributes:
-        quantity: Its name.
-        expected: What the paper prints or the mean of what was recorded.
-        ours: Mean over our runs.
-        allowed: Largest difference that is no failure.
-        unusual: Smallest difference worth a word.
-        at_least: Whether only falling short counts.
-        unsure: How far the true difference may lie beyond the one seen, one-sided at 5 %.
-        margin: Difference within which the two count as equal.
-        band: The widths in words, how they came about, and what they can see.
-    """
-
-    quantity: str
-    expected: float
-    ours: float
-    allowed: float
-    unusual: float
-    at_least: bool = False
-    unsure: float = 0.0
-    margin: float = inf
-    band: str = ""
-
-    @property
-    def status(self) -> Status:
-        """Where our number lies."""
-        over = self.ours - self.expected
-        gap = -over if self.at_least else abs(over)
-        if not gap <= self.allowed:  # so that a gap that is not a number differs
-            return "differs"
-        if gap > self.unusual:
-            return "amber"
-        return "reproduced" if gap + self.unsure <= self.margin else "undecided"
-
-    def __str__(self) -> str:
-        if self.quantity == REPLAY:
-            return f"{MARKS[self.status]} replay: {self.band}"
-        return (
-            f"{MARKS[self.status]} {self.quantity}: expected {'at least ' * self.at_least}{self.expected:.6g}, "
-            f"ours {self.ours:.6g}, gap {self.ours - self.expected:+.3g}, "
-            + (self.band or f"allowed {self.allowed:.3g}")
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +80,8 @@ class Verdict:
     def __str__(self) -> str:
         """Every number, and the command that runs the cell again."""
         lines = [f"{self.cell.id}: {self.status}", *map(str, self.findings)]
-        return "\n".join([*lines, f"again: peft-dp run {self.cell.id}"])
+        seeds = "".join(f" --seed {record.spec.seed}" for record in self.records[:1] if record.spec.seed)
+        return "\n".join([*lines, f"again: peft-dp run {self.cell.id}{seeds}"])
 
 
 def _asserted(cell: Cell) -> list[str]:
@@ -146,8 +94,13 @@ def lacking(cell: Cell, record: Record) -> str:
     return f"{cell.id} expects {short(name)}, which its record does not have" if name is not None else ""
 
 
-def judge_cell(cell: Cell, records: Sequence[Record]) -> Verdict:
+def judge_cell(cell: Cell, records: Sequence[Record], baseline: Mapping[str, Record] | None = None) -> Verdict:
     """The verdict of a cell from its records, one a seed.
+
+    Args:
+        cell: The cell.
+        records: Its runs.
+        baseline: Digest of a spec -> an earlier run, to which ours of that spec is held too; None for no baseline.
 
     Raises:
         ValueError: Nothing is expected of the cell, so no run could fail it; or a quantity that a record lacks.
@@ -157,17 +110,13 @@ def judge_cell(cell: Cell, records: Sequence[Record]) -> Verdict:
             raise ValueError(fault)
     scores = [record.values["score"] for record in records]
     findings = [_printed(name, cell.expect[name], fmean(r.values[name] for r in records)) for name in _asserted(cell)]
-    replays = [
-        replay(record, cell.runs[record.spec.seed], cell.drift)
-        for record in records
-        if record.trace and record.spec.seed in cell.runs
-    ]
+    replays = replays_of(cell, records)
     if len(replays) == len(records) and not any(each.streams for each in replays):
-        findings += _replayed(cell, records, replays)
+        findings += held_to_recordings(cell, records, replays)
     else:
         findings += [*judge_score(cell, scores, _seeds(records)), *_loss(cell, records), *_alarm(cell, scores)]
-        findings += _parted([each for each in replays if not each.streams])
-        findings += [_unheld(each) for each in replays if each.streams]
+        findings += repeated(records, replays, cell.provenance)
+    findings += [] if baseline is None else beside_baseline(records, baseline)
     if not findings and not cell.expect:
         raise ValueError(f"{cell.id} has no expectation: print one in its table or record one with `peft-dp bless`")
     findings += [*_learnt(cell, records), *_noise(records)]
@@ -176,35 +125,6 @@ def judge_cell(cell: Cell, records: Sequence[Record]) -> Verdict:
 
 def _seeds(records: Sequence[Record]) -> set[int]:
     return {record.spec.seed for record in records}
-
-
-def _replayed(cell: Cell, records: Sequence[Record], replays: Sequence[Replay]) -> list[Finding]:
-    """What runs say that were all recorded before: each repeats its recording, or parts from it somewhere.
-
-    Their scores are held to the same seeds' own, as far as the answers that may differ can move them.
-    """
-    found = _parted(replays)
-    theirs = [cell.scores_by_seed[record.spec.seed] for record in records]
-    dev = min(len(record.trace.answers) for record in records if record.trace)
-    allowed = 200 * replays[0].bands["answers"] / max(dev, 1) + 1e-4
-    ours = fmean(record.values["score"] for record in records)
-    band = f"of the same seeds, allowed {allowed:.3g} for {replays[0].bands['answers']:.0f} answers that may differ"
-    score = Finding(quantity="score", expected=fmean(theirs), ours=ours, allowed=allowed, unusual=allowed, band=band)
-    return [score, *found]
-
-
-def _parted(replays: Sequence[Replay]) -> list[Finding]:
-    """The replay that parted furthest from its recording, or else came nearest to it."""
-    if not replays:
-        return []
-    worst = max(replays, key=lambda each: each.over(each.parted or each.largest))
-    over = min(worst.over(worst.parted or worst.largest), 1e9)
-    return [Finding(quantity=REPLAY, expected=0.0, ours=over, allowed=1.0, unusual=1.0, band=str(worst))]
-
-
-def _unheld(each: Replay) -> Finding:
-    """Say of a run that draws other random numbers why it is held to the band over seeds."""
-    return Finding(quantity=REPLAY, expected=0.0, ours=0.0, allowed=inf, unusual=inf, band=str(each))
 
 
 def _printed(name: str, expect: Expect, ours: float) -> Finding:

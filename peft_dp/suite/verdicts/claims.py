@@ -14,7 +14,8 @@ from peft_dp.suite.verdicts.bands import (
     Spread,
     pooled,
 )
-from peft_dp.suite.verdicts.cells import TIME, Finding, printed_spreads, spread_assumed, spread_over_seeds, with_ours
+from peft_dp.suite.verdicts.cells import TIME, printed_spreads, spread_assumed, spread_over_seeds, with_ours
+from peft_dp.suite.verdicts.finding import Finding
 from peft_dp.validate import Missing
 
 

@@ -1,6 +1,8 @@
 """Two folders of records side by side: what moved beyond noise, and what differs where it did.
 
-Runs of one spec but for the seed are held against those of the same spec in the other folder, or else of the nearest.
+Runs of one spec and seed that draw the same random numbers are replays: whatever differs beyond rounding moved, and the
+place where they part is named. Other runs of one spec but for the seed are held against those of the same spec in the
+other folder, or else of the nearest.
 A score moved where its mean leaves the t interval at 0.1 % (`tolerance`); the spread over seeds is pooled over all
 runs of the task in both folders and what is recorded or printed of them. Seconds and bytes have no spread of their
 own in print: they moved where their ratio leaves the same interval on logarithms, whose spread is that of seeds of one
@@ -10,14 +12,13 @@ other workers and alone are shown and never moved. Of the privacy ledger, any di
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp, log
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any, Literal
+from typing import Literal
 
 from tabulate import tabulate
 
@@ -28,10 +29,11 @@ from peft_dp.suite.verdicts.bands import RED, Spread, joined, of_runs, pooled, p
 from peft_dp.suite.verdicts.cells import TIME, printed_spreads, scoring
 from peft_dp.suite.verdicts.claims import uneven
 from peft_dp.suite.verdicts.folder import Folder, by_spec
+from peft_dp.suite.verdicts.replay import Replay, flat, kept_of, replay
 
-Word = Literal["same", "within noise", "better", "worse"]
+Word = Literal["same", "changed", "within noise", "better", "worse"]
 COSTS = (TIME, "peak_bytes")
-KINDS = ("score", "privacy", *COSTS)
+KINDS = ("replay", "score", "privacy", *COSTS)
 LONGEST = 24
 """Letters shown of a value that differs."""
 
@@ -86,7 +88,8 @@ class Change:
         name: The cell's id.
         scores: Mean before and after, over the seeds of both where the word is "same".
         noise: Largest difference of the means that chance explains, in points.
-        word: What became of the score; "same" where each seed that ran twice gave the same.
+        word: What became of the score; "same" where each seed that ran twice repeats, "changed" where one does not.
+        parted: Where each seed parts that ran twice, drew the same random numbers and does not repeat.
         ratios: Quantity of cost -> after divided by before.
         allowed: Quantity of cost -> the ratio, or its inverse, that chance explains; none without repeats.
         uneven: Why its times do not compare, so that none is allowed and none moved; "" where they do.
@@ -99,6 +102,7 @@ class Change:
     scores: tuple[float, float]
     noise: float
     word: Word
+    parted: list[str]
     ratios: dict[str, float]
     allowed: dict[str, float]
     uneven: str
@@ -209,7 +213,14 @@ def _change(before: Runs, after: Runs, both: Sequence[Runs]) -> Change:
     number = len(before.records), len(after.records)
     noise = _spread(after, both).half_width(*number, RED)
     word: Word = "better" if scores[1] > scores[0] else "worse"
-    if common and all(seeds[0][seed] == seeds[1][seed] for seed in common):
+    replays = _replays(before, after)
+    parted = [str(each) for each in replays if each.parted]
+    if parted:
+        word = "changed"
+    elif common and len(replays) == len(common):
+        word = "same"
+        scores = (fmean(seeds[0][seed] for seed in common), fmean(seeds[1][seed] for seed in common))
+    elif common and all(seeds[0][seed] == seeds[1][seed] for seed in common):
         word = "same"
         scores = (fmean(seeds[0][seed] for seed in common),) * 2
     elif abs(scores[1] - scores[0]) <= noise:
@@ -225,13 +236,30 @@ def _change(before: Runs, after: Runs, both: Sequence[Runs]) -> Change:
         scores=scores,
         noise=noise,
         word=word,
+        parted=parted,
         ratios=ratios,
         allowed=allowed,
         uneven=apart,
         ledger=ledger,
         differs=_unequal(before.circumstances(), after.circumstances()),
-        moved=["score"] * (word in ("better", "worse")) + ["privacy"] * bool(ledger) + costs,
+        moved=["replay"] * bool(parted)
+        + ["score"] * (word in ("better", "worse"))
+        + ["privacy"] * bool(ledger)
+        + costs,
     )
+
+
+def _replays(before: Runs, after: Runs) -> list[Replay]:
+    """Return each run beside the one of its spec and seed in the other folder, where both draw the same numbers."""
+    known = {record.spec.digest: record for record in before.records if record.trace}
+    drift = after.cell.drift if after.cell else None
+    pairs = [(known[record.spec.digest], record) for record in after.records if record.spec.digest in known]
+    found = [
+        replay(new, kept_of(old), old.values["score"], drift, beside="the run before")
+        for old, new in pairs
+        if new.trace
+    ]
+    return [each for each in found if not each.streams]
 
 
 def _unequal(before: dict[str, str], after: dict[str, str]) -> dict[str, tuple[str, str]]:
@@ -302,6 +330,7 @@ def render_drift(found: Drift) -> str:
     for change in changes:
         entries = [f"  {name}: {before} -> {after}" for name, (before, after) in change.ledger.items()]
         ledgers["\n".join(entries)].append(change.name)
+    parts += [f"{change.name}: {words}" for change in changes for words in change.parted]
     parts += [f"privacy differs in {_names(names)}\n{entries}" for entries, names in ledgers.items() if entries]
     for why in sorted({change.uneven for change in changes if change.uneven}):
         parts.append(f"{why}; not judged in {_names([change.name for change in changes if change.uneven == why])}")
@@ -348,14 +377,3 @@ def _names(names: Sequence[str]) -> str:
 def _short(value: str) -> str:
     """A hash by its first letters, as git does."""
     return value if len(value) <= LONGEST else f"{value[:LONGEST]}..."
-
-
-def flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Objects within objects as one, with dotted names, a list as its JSON, and without what is null."""
-    found: dict[str, Any] = {}
-    for name, value in data.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{name}.")
-        elif value is not None:
-            found[f"{prefix}{name}"] = json.dumps(value) if isinstance(value, list) else value
-    return found

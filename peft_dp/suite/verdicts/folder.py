@@ -38,8 +38,17 @@ class Folder:
     differing: Sequence[str]
 
 
-def read_folder(folder: Path) -> Folder:
-    """Read every record under a folder and hold it against its cell.
+def read_baseline(folder: Path) -> dict[str, Record]:
+    """Return digest of the spec -> record, of every run in a folder.
+
+    Raises:
+        ValueError: There is no such folder, or no record in it.
+    """
+    return {record.spec.digest: record for record in read_records(folder)[0].values()}
+
+
+def read_folder(folder: Path, baseline: Mapping[str, Record] | None = None) -> Folder:
+    """Read every record under a folder and hold it against its cell, and against a baseline where one is given.
 
     Raises:
         ValueError: There is no such folder, or no record in it.
@@ -59,7 +68,7 @@ def read_folder(folder: Path) -> Folder:
             if faults:  # the other cells are still judged
                 damaged += faults
             else:
-                verdicts.append(judge_cell(cell, some))
+                verdicts.append(judge_cell(cell, some, baseline))
     others = [record for digest, seeds in runs.items() if digest not in known for record in seeds.values()]
     return Folder(path=folder, verdicts=verdicts, others=others, damaged=damaged, differing=_differing(records))
 

@@ -8,9 +8,11 @@ by their norm. The first quantity beyond its band names the place.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, inf
+from typing import Any
 
 from peft_dp.records import Record
 from peft_dp.suite.papers.recorded import Kept
@@ -48,12 +50,14 @@ class Replay:
 
     Attributes:
         seed: The seed of both.
+        beside: What the run is held to: "its recording" or "the baseline".
         streams: Streams of random numbers that differ, so that the two cannot be compared; empty where they can.
         gaps: Every quantity, in the order in which they come about.
         bands: Kind -> largest gap that rounding explains.
     """
 
     seed: int
+    beside: str
     streams: Sequence[str]
     gaps: Sequence[Gap]
     bands: Mapping[str, float]
@@ -74,25 +78,39 @@ class Replay:
 
     def __str__(self) -> str:
         if self.streams:
-            return f"seed {self.seed}: no replay, since {' and '.join(self.streams)} is drawn by another generator here"
+            drawn = (
+                f"{' and '.join(self.streams)} {'is' if len(self.streams) == 1 else 'are'} drawn by another generator"
+            )
+            return f"seed {self.seed} is no replay of {self.beside}: {drawn} here"
         if parted := self.parted:
             by = "" if parted.kind == "exact" else f" by {_size(parted)}, {self.over(parted):.3g} bands"
-            return f"seed {self.seed} parts from its recording at: {parted.place}{by}"
+            return f"seed {self.seed} parts from {self.beside} at: {parted.place}{by}"
         most = self.largest
-        return f"seed {self.seed} repeats its recording: largest gap {self.over(most):.2g} bands, {most.place}"
+        return f"seed {self.seed} repeats {self.beside}: largest gap {self.over(most):.2g} bands, {most.place}"
 
 
 def _size(gap: Gap) -> str:
     return f"{gap.size:.0f} answers" if gap.kind == "answers" else f"{gap.size:.2g} of itself"
 
 
-def replay(record: Record, kept: Kept, drift: Mapping[str, float] | None = None) -> Replay:
+def replay(
+    record: Record,
+    kept: Kept,
+    score: float,
+    drift: Mapping[str, float] | None = None,
+    beside: str = "its recording",
+) -> Replay:
     """Compare a run with a recorded one of its spec and seed.
 
     Args:
         record: The run.
         kept: The recorded one.
+        score: The recorded one's score.
         drift: Kind -> largest gap when the recorded run was repeated; None where that was not measured.
+        beside: What the recorded one is called.
+
+    Raises:
+        ValueError: The record has no trace.
     """
     mine = kept_of(record)
     names = kept.trace.streams.keys() | mine.trace.streams.keys()
@@ -100,8 +118,10 @@ def replay(record: Record, kept: Kept, drift: Mapping[str, float] | None = None)
     alike = (mine.device, mine.torch) == (kept.device, kept.torch)
     gaps = [Gap(place="random numbers", kind="exact", size=inf)] if other and alike else []
     gaps += gaps_between(mine, kept)
+    if gaps[-1].place == "answers" and not gaps[-1].size:  # then the score is the same but for rounding in print
+        gaps.append(_exact("score", True, abs(record.values["score"] - score) < 1e-3))
     known = bands(record.spec.precision, drift)
-    return Replay(seed=record.spec.seed, streams=[] if alike else other, gaps=gaps, bands=known)
+    return Replay(seed=record.spec.seed, beside=beside, streams=[] if alike else other, gaps=gaps, bands=known)
 
 
 def bands(precision: str, drift: Mapping[str, float] | None) -> dict[str, float]:
@@ -197,3 +217,25 @@ def _answers(ours: str | Sequence[float], theirs: str | Sequence[float]) -> Gap:
     else:
         number = sum(abs(a - b) > 1e-3 * max(abs(b), 1.0) for a, b in zip(ours, theirs, strict=True))
     return Gap(place="answers", kind="answers", size=float(number))
+
+
+def unlike(now: Mapping[str, Any], then: Mapping[str, Any]) -> str:
+    """Return what differs between the circumstances of two runs, as "torch 2.13.0 -> 2.14.0, threads 1 -> 2"."""
+    ours, theirs = flat(now), flat(then)
+    names = [name for name in theirs if name not in LEFT_OUT and name in ours and ours[name] != theirs[name]]
+    return ", ".join(f"{name.rpartition('.')[2]} {theirs[name]} -> {ours[name]}" for name in names)
+
+
+LEFT_OUT = ("date", "device", "seeds_together", "workers", "dirty")
+"""Circumstances that are told apart from others, or explain nothing."""
+
+
+def flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Objects within objects as one, with dotted names, a list as its JSON, and without what is null."""
+    found: dict[str, Any] = {}
+    for name, value in data.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{name}.")
+        elif value is not None:
+            found[f"{prefix}{name}"] = json.dumps(value) if isinstance(value, list) else value
+    return found

@@ -14,8 +14,8 @@ import pytest
 from peft_dp import Record
 from peft_dp.suite import papers
 from peft_dp.suite.papers.claim import RELATIONS, Claim
-from peft_dp.suite.verdicts.cells import Finding
 from peft_dp.suite.verdicts.claims import judge_claim
+from peft_dp.suite.verdicts.finding import Finding
 
 Say = Callable[..., Claim]
 

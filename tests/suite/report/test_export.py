@@ -21,7 +21,8 @@ from peft_dp.suite.papers.cell import Cell
 from peft_dp.suite.papers.table import Expect, Row, Table
 from peft_dp.suite.report.export import to_csv, to_latex, to_markdown
 from peft_dp.suite.report.table import HEADERS
-from peft_dp.suite.verdicts.cells import Finding, Verdict
+from peft_dp.suite.verdicts.cells import Verdict
+from peft_dp.suite.verdicts.finding import Finding
 from peft_dp.training.trail import Epoch
 
 Make = Callable[..., Spec]

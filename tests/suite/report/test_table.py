@@ -13,7 +13,8 @@ from peft_dp import Record, Spec
 from peft_dp.suite.papers.cell import Cell
 from peft_dp.suite.papers.table import Expect, Row, Table
 from peft_dp.suite.report.table import HEADERS, SIGNS, render_table
-from peft_dp.suite.verdicts.cells import Finding, Status, Verdict
+from peft_dp.suite.verdicts.cells import Verdict
+from peft_dp.suite.verdicts.finding import Finding, Status
 
 Make = Callable[..., Spec]
 Quantities = dict[str, dict[str, Expect]]

@@ -17,7 +17,8 @@ from peft_dp.spec import Privacy
 from peft_dp.suite.papers.cell import Cell
 from peft_dp.suite.papers.table import Expect, Row
 from peft_dp.suite.verdicts.bands import Spread
-from peft_dp.suite.verdicts.cells import Finding, Verdict, judge_cell, printed_spreads
+from peft_dp.suite.verdicts.cells import Verdict, judge_cell, printed_spreads
+from peft_dp.suite.verdicts.finding import Finding
 from peft_dp.training.trail import Epoch
 
 Make = Callable[..., Spec]

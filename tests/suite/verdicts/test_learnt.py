@@ -11,7 +11,8 @@ import pytest
 from peft_dp import Record, Spec
 from peft_dp.suite.papers.cell import Cell
 from peft_dp.suite.papers.table import Expect
-from peft_dp.suite.verdicts.cells import Finding, Verdict, judge_cell
+from peft_dp.suite.verdicts.cells import Verdict, judge_cell
+from peft_dp.suite.verdicts.finding import Finding
 from peft_dp.training.trail import Epoch
 
 Make = Callable[..., Spec]

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from math import isfinite
 
 from peft_dp.suite.report.figures.drawing import Figure, Trace, cell_name, if_any, points
-from peft_dp.suite.verdicts.cells import Finding, Status, Verdict
+from peft_dp.suite.verdicts.cells import Verdict
+from peft_dp.suite.verdicts.finding import Finding, Status
 
 COLOURS: dict[Status, tuple[str, str]] = {
     "reproduced": ("--ok", "circle"),
