@@ -13,7 +13,7 @@ from tabulate import tabulate
 
 from peft_dp.records import Record, mean
 from peft_dp.suite.verdicts.cells import Verdict
-from peft_dp.suite.verdicts.finding import Status
+from peft_dp.suite.verdicts.finding import USEFUL, Status
 
 HEADERS = ("row", "task", "private", "score", "expected", "band", "verdict", "s/epoch", "peak MB")
 UNITS = {"score": ("", 1.0), "epoch_seconds": ("s/epoch", 1.0), "peak_bytes": ("GB", 1e9)}
@@ -35,8 +35,10 @@ class Sign(NamedTuple):
 
 
 SIGNS: dict[Status, Sign] = {
-    "reproduced": Sign("=", 32, "equal, as far as the dev set can tell"),
-    "undecided": Sign("?", 36, "not shown to differ, nor proved equal: more seeds decide (--peft-seeds N)"),
+    "reproduced": Sign("=", 32, "repeats what was recorded, or equal as far as the dev set can tell"),
+    "consistent": Sign("+", 32, f"not shown to differ, where {USEFUL:g} points would have been"),
+    "undecided": Sign("?", 36, "not shown to differ, nor would it have been: more seeds decide (--peft-seeds N)"),
+    "no expectation": Sign(".", 90, "ran; nothing is expected of what it learns"),
     "amber": Sign("~", 33, "unusual: off by more than chance explains 19 times in 20, or nothing learnt; no failure"),
     "differs": Sign("X", 31, "off by more than chance explains 999 times in 1000: a failure"),
     "known difference": Sign("k", 35, "differs, as its row announces"),

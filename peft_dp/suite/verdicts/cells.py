@@ -34,11 +34,13 @@ from peft_dp.suite.verdicts.bands import (
     prior,
     resolution,
 )
-from peft_dp.suite.verdicts.finding import Finding, Status
+from peft_dp.suite.verdicts.finding import USEFUL, Finding, Status
 from peft_dp.suite.verdicts.held import beside_baseline, held_to_recordings, repeated, replays_of
 from peft_dp.validate import short
 
 TIME = "epoch_seconds"
+COUNTS = ("trainable", "steps", "noise_multiplier", "noise")
+"""Quantities that hold whatever a run learns: with them alone nothing is expected of it."""
 MOST_BANDS = 1e9
 """Stands for a gap of what must be equal."""
 
@@ -65,13 +67,17 @@ class Verdict:
 
     @property
     def status(self) -> Status:
-        """The worst of the findings, undecided without any; a known difference where the row announces it."""
+        """The worst of the findings; a known difference where the row announces it."""
         if not self.records:
             return "not run"
-        found = {finding.status for finding in self.findings} or {"undecided"}
+        found = {finding.status for finding in self.findings}
         if "differs" in found:
             return "known difference" if self.cell.row.differs else "differs"
-        return next((status for status in ("amber", "undecided") if status in found), "reproduced")
+        if "amber" in found:
+            return "amber"
+        if all(finding.quantity in COUNTS for finding in self.findings):
+            return "no expectation"
+        return next((status for status in ("undecided", "consistent") if status in found), "reproduced")
 
     def finding(self, quantity: str) -> Finding | None:
         """The first finding of a quantity; None where nothing is expected of it."""
@@ -103,7 +109,7 @@ def judge_cell(cell: Cell, records: Sequence[Record], baseline: Mapping[str, Rec
         baseline: Digest of a spec -> an earlier run, to which ours of that spec is held too; None for no baseline.
 
     Raises:
-        ValueError: Nothing is expected of the cell, so no run could fail it; or a quantity that a record lacks.
+        ValueError: A quantity is expected that a record lacks.
     """
     for record in records:
         if fault := lacking(cell, record):
@@ -117,8 +123,6 @@ def judge_cell(cell: Cell, records: Sequence[Record], baseline: Mapping[str, Rec
         findings += [*judge_score(cell, scores, _seeds(records)), *_loss(cell, records), *_alarm(cell, scores)]
         findings += repeated(records, replays, cell.provenance)
     findings += [] if baseline is None else beside_baseline(records, baseline)
-    if not findings and not cell.expect:
-        raise ValueError(f"{cell.id} has no expectation: print one in its table or record one with `peft-dp bless`")
     findings += [*_learnt(cell, records), *_noise(records)]
     return Verdict(cell=cell, records=records, findings=findings, reason=cell.row.differs)
 
@@ -166,6 +170,10 @@ def _within(
     margin = resolution(*scoring(cell.task, cell.spec.dev, expected))
     equal = min(margin - unsure, unusual)
     reproduced = f"reproduced within {equal:.3g}" if equal >= 0 else "too few runs to be reproduced"
+    unseen = spread.detectable(runs, ours)
+    if unseen > USEFUL:
+        enough = next((n for n in range(ours + 1, 51) if spread.detectable(runs, n) <= USEFUL), None)
+        reproduced += f", {enough} seeds decide" if enough else f", {runs} recorded runs are too few to decide"
     return Finding(
         quantity="score",
         expected=expected,
@@ -174,8 +182,9 @@ def _within(
         unusual=unusual,
         unsure=unsure,
         margin=margin,
+        unseen=unseen,
         band=f"{reproduced}, {_words(unusual, allowed, spread, runs, ours)}, rounding {rounding:.3g}; "
-        f"a loss of {spread.detectable(runs, ours):.3g} is seen with power {POWER:.0%}",
+        f"a loss of {unseen:.3g} is seen with power {POWER:.0%}",
     )
 
 

@@ -6,10 +6,14 @@ from dataclasses import dataclass
 from math import inf
 from typing import Literal
 
-Status = Literal["reproduced", "undecided", "amber", "differs", "known difference", "not run"]
+Status = Literal[
+    "reproduced", "consistent", "undecided", "no expectation", "amber", "differs", "known difference", "not run"
+]
 
-MARKS = {"reproduced": "ok   ", "undecided": "ok ? ", "amber": "amber", "differs": "OFF  "}
+MARKS = {"reproduced": "ok   ", "consistent": "ok   ", "undecided": "ok ? ", "amber": "amber", "differs": "OFF  "}
 
+USEFUL = 5.0
+"""Points of a score: a run that would not have shown so much decides nothing."""
 REPLAY = "replay"
 """The finding on a run beside the recorded run of its seed; counted in bands."""
 
@@ -27,6 +31,7 @@ class Finding:
         at_least: Whether only falling short counts.
         unsure: How far the true difference may lie beyond the one seen, one-sided at 5 %.
         margin: Difference within which the two count as equal.
+        unseen: Difference that would be seen with power 80 %; 0 where the question does not arise.
         band: The widths in words, how they came about, and what they can see.
     """
 
@@ -38,6 +43,7 @@ class Finding:
     at_least: bool = False
     unsure: float = 0.0
     margin: float = inf
+    unseen: float = 0.0
     band: str = ""
 
     @property
@@ -49,7 +55,9 @@ class Finding:
             return "differs"
         if gap > self.unusual:
             return "amber"
-        return "reproduced" if gap + self.unsure <= self.margin else "undecided"
+        if gap + self.unsure <= self.margin:
+            return "reproduced"
+        return "consistent" if self.unseen <= USEFUL else "undecided"
 
     @property
     def repeats(self) -> bool:

@@ -12,6 +12,7 @@ from peft_dp.suite.verdicts.finding import Finding, Status
 
 COLOURS: dict[Status, tuple[str, str]] = {
     "reproduced": ("--ok", "circle"),
+    "consistent": ("--ok", "circle-open"),
     "undecided": ("--unsure", "circle-open"),
     "amber": ("--amber", "triangle-up"),
     "differs": ("--off", "x"),
