@@ -94,9 +94,8 @@ def bless(
     made = recorded.Blessing(
         provenance=environment() | {"date": datetime.now(UTC).date().isoformat()}, scores={}, losses={}
     )
-    of_cell = {spec.digest: cell for cell in cells for spec in cell.specs(seeds)}
-    for record in _trained(cells, seeds, places, RECORDED, records.folder):
-        cell, loss, seed = of_cell[record.spec.digest], record.trail[-1].loss, str(record.spec.seed)
+    for cell, record in _trained(cells, seeds, places, RECORDED, records.folder):
+        loss, seed = record.trail[-1].loss, str(record.spec.seed)
         if loss is None:
             raise ValueError(f"{cell.id} seed {seed}: its training loss is not finite, so nothing was recorded")
         made.scores.setdefault(cell.row.id, {}).setdefault(cell.task, {})[seed] = round(record.values["score"], 4)
@@ -105,8 +104,8 @@ def bless(
         tell(f"{cell.id} seed {seed}: score {record.values['score']:.2f}, loss {loss:.3f}")
     for variant in VARIANTS:
         tell(f"again, with {variant.name}")
-        for record in _trained(cells, seeds, places, variant):
-            _widen(made, of_cell[record.spec.digest], record, variant)
+        for cell, record in _trained(cells, seeds, places, variant):
+            _widen(made, cell, record, variant)
     for row, tasks in made.drift.items():
         for task, drift in tasks.items():
             tell(f"{row} {task}: drift of {', '.join(f'{kind} {size:.2g}' for kind, size in drift.items())}")
@@ -133,8 +132,8 @@ def _widen(made: recorded.Blessing, cell: Cell, repeated: Record, variant: Varia
 
 def _trained(
     cells: Sequence[Cell], seeds: int, places: Places, variant: Variant, folder: Path | None = None
-) -> Iterator[Record]:
-    """Yield the records of all runs of some cells, made in processes of their own under a variant.
+) -> Iterator[tuple[Cell, Record]]:
+    """Yield each cell with the record of each of its runs, made in processes of their own under a variant.
 
     Args:
         cells: The cells.
@@ -143,9 +142,8 @@ def _trained(
         variant: What may differ.
         folder: Folder of records to read from and write to; None for neither.
     """
-    groups = [cell.specs(seeds) for cell in cells]
-    if not variant.together:
-        groups = [[spec] for group in groups for spec in group]
+    specs = list({cell.spec.digest: cell.specs(seeds) for cell in cells}.values())
+    groups = specs if variant.together else [[spec] for group in specs for spec in group]
     workers = max(1, (os.cpu_count() or 1) // variant.threads)
     before = dict(os.environ)
     os.environ.update(variant.environment)  # which the processes take with them when they start
@@ -154,7 +152,9 @@ def _trained(
             workers, multiprocessing.get_context("spawn"), _begin, (variant.threads, variant.tokens)
         ) as pool:
             for group in pool.map(_train, groups, repeat(places), repeat(folder)):
-                yield from group
+                for record in group:
+                    alike = record.spec.seeded(0).digest
+                    yield from ((cell, record) for cell in cells if cell.spec.digest == alike)
     finally:
         os.environ.clear()
         os.environ.update(before)

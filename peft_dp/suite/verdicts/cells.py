@@ -171,9 +171,9 @@ def _within(
     equal = min(margin - unsure, unusual)
     reproduced = f"reproduced within {equal:.3g}" if equal >= 0 else "too few runs to be reproduced"
     unseen = spread.detectable(runs, ours)
-    if unseen > USEFUL:
+    if equal < 0 and unseen > USEFUL:
         enough = next((n for n in range(ours + 1, 51) if spread.detectable(runs, n) <= USEFUL), None)
-        reproduced += f", {enough} seeds decide" if enough else f", {runs} recorded runs are too few to decide"
+        reproduced += f", {enough} seeds decide" if enough else ", too few runs there to decide"
     return Finding(
         quantity="score",
         expected=expected,

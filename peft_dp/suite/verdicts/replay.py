@@ -78,10 +78,8 @@ class Replay:
 
     def __str__(self) -> str:
         if self.streams:
-            drawn = (
-                f"{' and '.join(self.streams)} {'is' if len(self.streams) == 1 else 'are'} drawn by another generator"
-            )
-            return f"seed {self.seed} is no replay of {self.beside}: {drawn} here"
+            drawn = f"another generator draws {' and '.join(self.streams)} here"
+            return f"seed {self.seed} is no replay of {self.beside}: {drawn}"
         if parted := self.parted:
             by = "" if parted.kind == "exact" else f" by {_size(parted)}, {self.over(parted):.3g} bands"
             return f"seed {self.seed} parts from {self.beside} at: {parted.place}{by}"
@@ -180,6 +178,7 @@ def _of_step(ours: Step, theirs: Step) -> Iterator[Gap]:
     private = theirs.released is not None
     if private:
         yield _loss("norms of the gradients", ours.norms, theirs.norms)
+        yield Gap(place="number clipped", kind="answers", size=float(abs((ours.clipped or 0) - (theirs.clipped or 0))))
     yield _values("clipping" if private else "gradient", ours.summed, theirs.summed)
     if private:
         yield _values("noise", ours.released, theirs.released)

@@ -429,7 +429,7 @@ def test_unknown_cell(verb: str, tables: Path, capsys: pytest.CaptureFixture[str
     assert said.err.count("\n") == 1
 
 
-@pytest.mark.parametrize(("row", "code", "status"), [("right", 0, "reproduced"), ("wrong", 1, "differs")])
+@pytest.mark.parametrize(("row", "code", "status"), [("right", 0, "no expectation"), ("wrong", 1, "differs")])
 def test_run(
     tables: Path, here: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], row: str, code: int, status: str
 ) -> None:
@@ -539,7 +539,7 @@ def test_bless(
     tree: Callable[[bool | None], None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """`bless` writes the score of every seed of every cell, seeds that tests do not take, and what made it."""
+    """`bless` writes the score and the trace of every seed of every cell, how far repeats drift, and what made it."""
     tree(False)
     code = main(["bless", "made/up", *here])
     (written,) = json.loads((tables / "made" / "up.recorded.json").read_text())["blessings"]
@@ -547,11 +547,15 @@ def test_bless(
 
     assert code == 0
     assert {"right", "wrong"} == set(written["scores"])
-    assert ["5", "6", "7", "8", "9"] == list(written["scores"]["right"]["sentiment"])
+    assert ["0", "1", "2", "3", "4"] == list(written["scores"]["right"]["sentiment"])
     assert written["provenance"]["revision"] == "0" * 40
     assert {"date", "versions", "cpu", "threads"} <= set(written["provenance"])
     # One run under two names.
     assert right.recorded["right"] == wrong.recorded["wrong"]
+    assert right.runs == wrong.runs
+    assert [0, 1, 2, 3, 4] == list(right.runs)
+    assert {"loss", "values", "answers"} == right.drift.keys()
+    assert right.drift["loss"] < 20e-6
 
 
 def test_bless_one_row(tables: Path, here: list[str], tree: Callable[[bool | None], None]) -> None:
@@ -562,9 +566,10 @@ def test_bless_one_row(tables: Path, here: list[str], tree: Callable[[bool | Non
     path.write_text(json.dumps({"blessings": [{"provenance": {"date": "before"}, "scores": old}]}))
     code = main(["bless", "made/up/right", *here])
     first, second = json.loads(path.read_text())["blessings"]
+    empty: dict[str, Any] = {"losses": {}, "runs": {}, "drift": {}}
 
     assert code == 0
-    assert first == {"provenance": {"date": "before"}, "scores": {"wrong": old["wrong"]}, "losses": {}}
+    assert first == {"provenance": {"date": "before"}, "scores": {"wrong": old["wrong"]}} | empty
     for quantity in ("scores", "losses"):
         assert list(second[quantity]) == ["right"]
         assert len(second[quantity]["right"]["sentiment"]) == 5

@@ -192,8 +192,9 @@ def test_report_in_files(folder: Callable[[float], str], tmp_path: Path, capsys:
 def test_report_verbose(folder: Callable[[float], str], capsys: pytest.CaptureFixture[str]) -> None:
     """A line with all numbers takes the place of grids where they are asked for."""
     main(["report", folder(0.0), "-v"])
-    first, *_ = capsys.readouterr().out.splitlines()
+    headline, _, first, *_ = capsys.readouterr().out.splitlines()
 
+    assert headline.startswith("Nothing failed")
     assert all(header in first for header in HEADERS)
 
 

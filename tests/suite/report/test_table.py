@@ -22,7 +22,8 @@ Quantities = dict[str, dict[str, Expect]]
 SCORE: dict[str, Expect] = {"score": Expect(value=71.0)}
 BAND = {
     "reproduced": {"ours": 71.0},
-    "undecided": {"ours": 71.0, "margin": 0.5, "unsure": 1.0},
+    "consistent": {"ours": 71.0, "margin": 0.5, "unsure": 1.0},
+    "undecided": {"ours": 71.0, "margin": 0.5, "unsure": 1.0, "unseen": 9.0},
     "amber": {"ours": 68.7},
     "differs": {"ours": 68.0},
 }
@@ -159,7 +160,7 @@ def test_costs(spec: Make) -> None:
     }
     found = cut(render_table([Verdict(cell=made({"a": ["qnli"]}, expect)["a/qnli"], records=[record(spec())])]))
 
-    assert [["row", "qnli s/epoch", "qnli GB"], ["a", "1.5/3.0 ?", "0.1/2.0 ?"]] == found
+    assert [["row", "qnli s/epoch", "qnli GB"], ["a", "1.5/3.0 .", "0.1/2.0 ."]] == found
 
 
 def test_cost_that_a_run_lacks(spec: Make) -> None:
@@ -168,7 +169,7 @@ def test_cost_that_a_run_lacks(spec: Make) -> None:
     whole = record(spec())
     found = render_table([Verdict(cell=cells["a/rte"], records=[whole, replace(whole, cost={})])])
 
-    assert [["row", "rte s/epoch"], ["a", SIGNS["undecided"].mark]] == cut(found)
+    assert [["row", "rte s/epoch"], ["a", SIGNS["no expectation"].mark]] == cut(found)
 
 
 def test_score_without_expectation(spec: Make) -> None:
