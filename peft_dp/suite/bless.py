@@ -94,7 +94,7 @@ def bless(
     made = recorded.Blessing(
         provenance=environment() | {"date": datetime.now(UTC).date().isoformat()}, scores={}, losses={}
     )
-    for cell, record in _trained(cells, seeds, places, RECORDED, records.folder):
+    for cell, record in trained(cells, seeds, places, RECORDED, records.folder):
         loss, seed = record.trail[-1].loss, str(record.spec.seed)
         if loss is None:
             raise ValueError(f"{cell.id} seed {seed}: its training loss is not finite, so nothing was recorded")
@@ -104,7 +104,7 @@ def bless(
         tell(f"{cell.id} seed {seed}: score {record.values['score']:.2f}, loss {loss:.3f}")
     for variant in VARIANTS:
         tell(f"again, with {variant.name}")
-        for cell, record in _trained(cells, seeds, places, variant):
+        for cell, record in trained(cells, seeds, places, variant):
             _widen(made, cell, record, variant)
     for row, tasks in made.drift.items():
         for task, drift in tasks.items():
@@ -130,7 +130,7 @@ def _widen(made: recorded.Blessing, cell: Cell, repeated: Record, variant: Varia
             drift[gap.kind] = max(drift.get(gap.kind, 0.0), float(f"{gap.size:.3g}"))
 
 
-def _trained(
+def trained(
     cells: Sequence[Cell], seeds: int, places: Places, variant: Variant, folder: Path | None = None
 ) -> Iterator[tuple[Cell, Record]]:
     """Yield each cell with the record of each of its runs, made in processes of their own under a variant.
