@@ -177,9 +177,11 @@ def _train(
         FloatingPointError: A loss is not finite, or a training has moved nothing.
     """
     before = [_Before.of(job) for job in jobs]
+    cost.forget_peak(jobs[0].device)
     trained = fit_together(jobs, progress, _checkpoint(wanted, records) if records else None)
+    peak = cost.peak_of_run(jobs[0].device)
     return [
-        _record(one, job, old, new, step_bytes, len(jobs))
+        _record(one, job, old, new, peak or step_bytes + cost.weight_bytes(job) + new.optimiser_bytes, len(jobs))
         for one, job, old, new in zip(wanted, jobs, before, trained, strict=True)
     ]
 
@@ -204,7 +206,7 @@ class _Before:
         return cls(scores.known(job), change.vectors(job.backbone), change.copies(job.backbone))
 
 
-def _record(one: Wanted, job: Job, before: _Before, trained: Trained, step_bytes: int, seeds: int) -> Record:
+def _record(one: Wanted, job: Job, before: _Before, trained: Trained, peak_bytes: int, seeds: int) -> Record:
     """Return the record of a job that was trained, beside `seeds` - 1 others in the same batches.
 
     Raises:
@@ -221,7 +223,7 @@ def _record(one: Wanted, job: Job, before: _Before, trained: Trained, step_bytes
         trail=trained.epochs,
         trace=replace(trained.trace, answers=scores.answers(job, predicted)),
         moved=change.moved(before.vectors, job.backbone),
-        cost=_speed(trained) | {"peak_bytes": cost.weight_bytes(job) + trained.optimiser_bytes + step_bytes},
+        cost=_speed(trained) | {"peak_bytes": peak_bytes},
         sources=one.hashes,
         environment=environment() | made_on,
     )

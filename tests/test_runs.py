@@ -107,7 +107,7 @@ def test_shuffling_is_no_guarantee(spec: Make, places: Places, sampling: Any, ma
     job = build(run, find_sources(run, places))
     epoch = Epoch(loss=0.0, clipped=0.5, examples=24, tokens=99, steps=3, seconds=1.0)
     nothing = Trace(streams={}, order="", initial=None, steps=[])
-    found = Trained([epoch], 0, replace(job.plan, sampling=sampling), nothing).ledger or {}
+    found = Trained([epoch], 0, replace(job.plan, sampling=sampling), nothing, "cpu").ledger or {}
 
     assert (sampling, matches, 3) == (found["sampling"], found["matches_accountant"], found["steps"])
 

@@ -20,7 +20,7 @@ from peft_dp import registry, rng
 from peft_dp.machine import Places
 from peft_dp.methods import load
 from peft_dp.models import weights
-from peft_dp.models.batch import Encoded
+from peft_dp.models.batch import BUDGETS, Encoded
 from peft_dp.spec import Optimiser, Privacy, Spec
 from peft_dp.training.gradient import noised_mean
 from peft_dp.training.job import build, find_sources
@@ -222,3 +222,14 @@ def clear() -> None:
     gc.collect()
     if A.device == "cuda":
         torch.cuda.empty_cache()
+
+
+@contextmanager
+def cut_at(tokens: int):
+    """Physical batches of at most so many tokens."""
+    budget = BUDGETS[A.device]
+    own, budget.tokens = budget.tokens, tokens
+    try:
+        yield
+    finally:
+        budget.tokens = own

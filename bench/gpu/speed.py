@@ -16,6 +16,7 @@ from kit import (
     WIDE,
     A,
     clear,
+    cut_at,
     example,
     fixed,
     job,
@@ -35,7 +36,6 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from peft_dp import rng
-from peft_dp.models.batch import Encoded
 from peft_dp.privacy.gradients import zeros
 from peft_dp.suite.audit import peers
 from peft_dp.training import fleet, loop
@@ -295,13 +295,12 @@ def tokens_unit() -> None:
         )
         many = (size if what == 128 else 4 * size) // (1 if precision == "bf16" or A.tiny else 4)
         made = replace(made, train=fixed(many, (16 if A.tiny else 128) if what == 128 else sst2_lengths(many)))
-        run, line, own = ours(made), {}, Encoded.split.__defaults__
+        run, line = ours(made), {}
         real = sum(made.train.lengths)
         for tokens in (
             (512, 2048) if A.tiny else (2048, 4096, 8192, 16384, 32768) if precision == "bf16" else (2048, 8192)
         ):
-            with step("tokens", f"{precision} {what} {tokens}"):
-                Encoded.split.__defaults__ = (tokens,)
+            with step("tokens", f"{precision} {what} {tokens}"), cut_at(tokens):
                 call = lambda: run(list(range(many)))  # noqa: E731
                 took = statistics.median(seconds(call, 2, 1))
                 line[tokens] = {
@@ -310,7 +309,6 @@ def tokens_unit() -> None:
                     "model_tflop_s": 4 * WIDE * real / took / 1e12,
                     "peak_gb": peak(call).get("peak_gb"),
                 }
-        Encoded.split.__defaults__ = own
         put("tokens", f"private bitfit {precision} {many} of {what}", None, **{str(k): v for k, v in line.items()})
         clear()
 

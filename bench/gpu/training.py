@@ -31,7 +31,6 @@ from torch.nn import functional
 from peft_dp import registry, rng
 from peft_dp.measuring import cost
 from peft_dp.measuring.scores import predictions
-from peft_dp.models.batch import Encoded
 from peft_dp.privacy.plan import spent
 from peft_dp.training.gradient import noised_mean
 from peft_dp.training.loop import fit
@@ -159,7 +158,6 @@ def memory() -> None:
 
         whole = mean()
         clear()
-        own, Encoded.split.__defaults__ = Encoded.split.__defaults__, (128 * 128,)
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_allocated() + 6e9) / total)
         start = time.perf_counter()
@@ -167,7 +165,6 @@ def memory() -> None:
         sync()
         took = time.perf_counter() - start
         torch.cuda.set_per_process_memory_fraction(1.0)
-        Encoded.split.__defaults__ = own
         gap_ = ((whole - cut).norm() / whole.norm()).item()
         put("memory", "too little", gap_ < 1e-4, gap=gap_, seconds=took, retries=torch.cuda.memory_stats()["num_ooms"])
 

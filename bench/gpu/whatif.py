@@ -12,6 +12,7 @@ from kit import (
     WIDE,
     A,
     clear,
+    cut_at,
     example,
     fixed,
     job,
@@ -29,7 +30,6 @@ from torch.nn import functional
 from torch.nn.attention.varlen import varlen_attn
 
 from peft_dp.models import batch
-from peft_dp.models.batch import Encoded
 from peft_dp.models.packing import Packing
 from peft_dp.privacy import gradients, noised_sum
 from peft_dp.privacy.gradients import per_example_pass, zeros
@@ -119,14 +119,10 @@ def coarse_passes():
 
 
 @contextmanager
-def larger(tokens: int = 16384):
+def larger(tokens: int = 32768):
     """Physical batches of more tokens."""
-    own = Encoded.split.__defaults__
-    Encoded.split.__defaults__ = (tokens,)
-    try:
+    with cut_at(tokens):
         yield
-    finally:
-        Encoded.split.__defaults__ = own
 
 
 def halve(made) -> None:
@@ -160,7 +156,7 @@ def whatif() -> None:
             "no waits": (no_waits,),
             "sums by products": (product_sums,),
             "no waits, joint sums": (no_waits, joint_sums),
-            "16,384 tokens": (larger,),
+            "32,768 tokens": (larger,),
             "all four": (no_waits, joint_sums, product_sums, larger),
         }
         if precision == "fp32":
@@ -299,13 +295,14 @@ def _parts() -> None:
             max_length=128,
         )
     )
-    run, line, own = ours(made), {}, batch.PART
+    cuda = batch.BUDGETS[made.device]
+    run, line, own = ours(made), {}, cuda.part
     for part in (own, 512, 2048):
-        batch.PART = part
+        cuda.part = part
         passes = [len(list(made.cut(made.train, range(at, at + 8)))) for at in range(0, 64, 8)]
         took = seconds(lambda: [run(list(range(at, at + 8))) for at in range(0, 64, 8)], 3, 1)
         line[f"PART {part}"] = {"ms_a_step": 1e3 * statistics.median(took) / 8, "passes": sum(passes) / 8}
-    batch.PART = own
+    cuda.part = own
     put("whatif", "jr_warp, 8 sentences of QNLI", None, **line)
 
 

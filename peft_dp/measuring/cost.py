@@ -1,8 +1,8 @@
-"""Peak memory of a training step, by the allocator's own count.
+"""Peak memory of a run, by the allocator's own count.
 
-On CUDA it is `max_memory_allocated`. A CPU has no such counter, and the process's resident size does not tell methods
-apart (freed memory stays with the process), so the same figure is put together: weights + optimiser state + the peak of
-what torch's CPU allocator handed out during one gradient step on the run's longest examples.
+On CUDA it is `max_memory_allocated` of the whole run. A CPU has no such counter, and the resident size of a process
+does not tell methods apart (freed memory stays with it), so the figure is put together: weights + optimiser state + the
+peak of what torch's CPU allocator handed out during one gradient step on the run's longest examples.
 """
 
 from __future__ import annotations
@@ -55,6 +55,21 @@ def peak_bytes(step: Callable[[], None], device: str) -> int:
         live += event.nbytes()
         peak = max(peak, live)
     return peak
+
+
+def forget_peak(device: str) -> None:
+    """Have the count of a CUDA device's allocator start anew."""
+    if device == "cuda":
+        gc.collect()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_of_run(device: str) -> int:
+    """Return the most bytes that were allocated on a CUDA device since `forget_peak`; 0 on a CPU, which does not count.
+
+    Of seeds that train together it is the peak of all.
+    """
+    return torch.cuda.max_memory_allocated() if device == "cuda" else 0
 
 
 def weight_bytes(job: Job) -> int:

@@ -167,7 +167,7 @@ def _begin(threads: int, tokens: int) -> None:
     from peft_dp.models import batch
 
     torch.set_num_threads(threads)
-    batch.TOKENS = tokens
+    batch.BUDGETS["cpu"].tokens = tokens
 
 
 def _train(specs: Sequence[Spec], places: Places, folder: Path | None) -> list[Record]:

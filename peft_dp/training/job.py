@@ -18,7 +18,7 @@ from peft_dp import methods, registry, rng, tasks
 from peft_dp.machine import Places
 from peft_dp.methods import Method
 from peft_dp.models.backbone import Backbone, load
-from peft_dp.models.batch import IGNORED, Batch, Encoded
+from peft_dp.models.batch import BUDGETS, IGNORED, Batch, Encoded
 from peft_dp.models.family import Family
 from peft_dp.models.source import Random, Source, check_shape
 from peft_dp.models.source import files_sha256 as hash_of_files
@@ -85,7 +85,7 @@ class Job:
 
     def cut(self, data: Encoded, indices: Sequence[int]) -> Iterator[list[int]]:
         """Cuts a logical batch of training or dev examples into physical ones."""
-        return (data.split if self.packed else data.cut)(indices)
+        return (data.split if self.packed else data.cut)(indices, BUDGETS[self.device])
 
     def batch(self, data: Encoded, indices: Sequence[int]) -> Batch:
         """A physical batch."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from peft_dp import rng
 from peft_dp.models.backbone import Backbone
-from peft_dp.models.batch import TOKENS
+from peft_dp.models.batch import BUDGETS
 from peft_dp.privacy import sampling
 from peft_dp.privacy.plan import Plan, ledger
 from peft_dp.training.checkpoint import State
@@ -41,12 +41,14 @@ class Trained:
         optimiser_bytes: Most bytes that the optimiser of a phase holds.
         plan: The plan that the steps followed.
         trace: Where another run of the spec and seed could part from it.
+        device: "cpu" or "cuda".
     """
 
     epochs: list[Epoch]
     optimiser_bytes: int
     plan: Plan
     trace: Trace
+    device: str
 
     @property
     def ledger(self) -> dict[str, Any] | None:
@@ -54,7 +56,7 @@ class Trained:
         if not self.plan.private:
             return None
         return ledger(self.plan, sum(epoch.steps for epoch in self.epochs), seeded=True) | {
-            "physical_batch": f"{TOKENS} tokens",
+            "physical_batch": f"{BUDGETS[self.device].tokens} tokens",
             "clipped": [epoch.clipped for epoch in self.epochs],
         }
 
@@ -170,7 +172,7 @@ class Run:
 
     def result(self) -> Trained:
         """Return what the steps made so far gave."""
-        return Trained([*self._trail], self._optimiser_bytes, self.job.plan, self.tracer.trace())
+        return Trained([*self._trail], self._optimiser_bytes, self.job.plan, self.tracer.trace(), self.job.device)
 
     def state(self) -> State:
         """Return the run between two steps: what differs from a new one, and where its streams are.

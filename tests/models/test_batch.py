@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from peft_dp import Places, tasks
-from peft_dp.models.batch import PART, Encoded
+from peft_dp.models.batch import BUDGETS, Budget, Encoded
 from peft_dp.models.tokens import encode
 from peft_dp.tasks import Example
 
+PART = BUDGETS["cpu"].part
 PAD = 7
 
 
@@ -30,7 +31,7 @@ def test_cut(tokens: int) -> None:
     draw = random.Random(0)
     lengths = [draw.randint(1, 30) for _ in range(60)]
     drawn = draw.sample(range(60), 40)
-    parts = list(encoded(lengths).cut(drawn, tokens))
+    parts = list(encoded(lengths).cut(drawn, Budget(tokens, PART)))
     flat = [index for part in parts for index in part]
 
     assert sorted(drawn) == sorted(flat)
@@ -40,7 +41,7 @@ def test_cut(tokens: int) -> None:
 
 def test_cut_fills_parts() -> None:
     """A part is as large as the limit lets it be."""
-    assert [[0, 1, 2], [3, 4, 5, 6, 7, 8], [9]] == list(encoded([4] * 3 + [2] * 7).cut(range(10), 12))
+    assert [[0, 1, 2], [3, 4, 5, 6, 7, 8], [9]] == list(encoded([4] * 3 + [2] * 7).cut(range(10), Budget(12, PART)))
 
 
 @pytest.mark.parametrize(("drawn", "most"), [(32, 1.5), (512, 1.1), (2048, 1.05)])
@@ -64,7 +65,7 @@ def test_cut_costs_least() -> None:
             for ends in combinations(range(1, 9), count)
             if all((end - start) * lengths[start] <= 160 for start, end in pairwise([0, *ends, 9]))
         ]
-        parts = encoded(lengths).cut(range(9), 160)
+        parts = encoded(lengths).cut(range(9), Budget(160, PART))
 
         assert min(costs) == sum(len(part) * lengths[part[0]] + PART for part in parts)
 
@@ -72,19 +73,19 @@ def test_cut_costs_least() -> None:
 def test_cut_does_not_depend_on_order() -> None:
     """The order in which examples were drawn does not change the parts."""
     lengths = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]
-    turned = encoded(lengths).cut(list(reversed(range(10))), 10)
+    turned = encoded(lengths).cut(list(reversed(range(10))), Budget(10, PART))
 
-    assert list(encoded(lengths).cut(range(10), 10)) == list(turned)
+    assert list(encoded(lengths).cut(range(10), Budget(10, PART))) == list(turned)
 
 
 def test_long_example_alone() -> None:
     """An example longer than the limit is a part of its own, and the others still share theirs."""
-    assert [[1], [0, 2]] == list(encoded([4, 99, 4]).cut(range(3), 10))
+    assert [[1], [0, 2]] == list(encoded([4, 99, 4]).cut(range(3), Budget(10, PART)))
 
 
 def test_cut_of_nothing() -> None:
     """An empty logical batch has no parts."""
-    assert not list(encoded([4, 4]).cut([], 10))
+    assert not list(encoded([4, 4]).cut([], Budget(10, PART)))
 
 
 def test_batch() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from peft_dp.models import packing
-from peft_dp.models.batch import TOKENS, Encoded
+from peft_dp.models.batch import BUDGETS, Budget, Encoded
 from peft_dp.training.job import Job
 
 READOUTS: dict[str, dict[str, Any]] = {
@@ -61,14 +61,14 @@ def test_little_padding(count: int, most: float, seed: int) -> None:
 
     assert sorted(i for part in parts for i in part) == list(range(count))
     assert processed <= most * sum(data.lengths)
-    assert all(sum(data.lengths[i] for i in part) <= 1.1 * TOKENS for part in parts)
+    assert all(sum(data.lengths[i] for i in part) <= 1.1 * BUDGETS["cpu"].tokens for part in parts)
 
 
 def test_split_of_few() -> None:
     """An example longer than a part is one by itself, no examples are no parts, and the order drawn does not matter."""
     long = Encoded([[5] * 90, [5] * 3], [[0] * 90, [0] * 3], torch.zeros(2), 0)
 
-    assert [[0], [1]] == list(long.split([1, 0], 50))
+    assert [[0], [1]] == list(long.split([1, 0], Budget(50, 0)))
     assert not list(long.split([]))
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from peft_dp import Places, Spec, methods, rng
 from peft_dp.methods import Method
 from peft_dp.models.backbone import Backbone
-from peft_dp.models.batch import Encoded
+from peft_dp.models.batch import BUDGETS, Budget, Encoded
 from peft_dp.privacy.plan import Plan
 from peft_dp.spec import Optimiser
 from peft_dp.training import gradient
@@ -47,7 +47,7 @@ class Split(Encoded):
 
     splits: int = 1
 
-    def cut(self, indices: Sequence[int], tokens: int | None = None) -> Iterator[list[int]]:
+    def cut(self, indices: Sequence[int], budget: Budget = BUDGETS["cpu"]) -> Iterator[list[int]]:
         """Cuts a logical batch into `splits` parts, into none if it is empty."""
         size = max(1, math.ceil(len(indices) / self.splits))
         for at in range(0, len(indices), size):

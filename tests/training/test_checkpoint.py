@@ -92,7 +92,7 @@ def pieces(make: Callable[[], Job], path: Path, steps: int = 1) -> tuple[Job, Tr
 def result(job: Job, trained: Trained) -> dict[str, Any]:
     """All that a training gives but its seconds."""
     return {
-        "trail": [replace(epoch, seconds=0.0) for epoch in trained.epochs],
+        "trail": [replace(epoch, seconds=0.0, processor_seconds=0.0) for epoch in trained.epochs],
         "bytes": trained.optimiser_bytes,
         "ledger": trained.ledger,
         "masks": {name: mask.tolist() for name, mask in job.backbone.masks.items()},
@@ -155,15 +155,18 @@ def test_holds_what_changes(job: Jobs, tmp_path: Path) -> None:
 
 
 def test_seconds_add_up(job: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The seconds of an epoch are those of all its pieces."""
+    """The seconds of an epoch, by the clock and of the processor, are those of all its pieces."""
     make, path = job, tmp_path / "run.safetensors"
     with pytest.raises(Killed):
         fit(make(), checkpoint=Fatal(path, 2))
     state = checkpoints._state(path)
-    state.values["seconds"] += 1000
+    wall, processor = state.values["seconds"]
+    state.values["seconds"] = [wall + 1000, processor + 500]
     monkeypatch.setattr(Checkpoint, "load", lambda self: state)
+    first = fit(make(), checkpoint=Fatal(path)).epochs[0]
 
-    assert 1000 < fit(make(), checkpoint=Fatal(path)).epochs[0].seconds < 1100
+    assert 1000 < first.seconds < 1100
+    assert 500 < first.processor_seconds < 600
 
 
 def test_short_run_writes_nothing(job: Jobs, tmp_path: Path) -> None:

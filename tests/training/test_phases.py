@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from peft_dp import Places, Spec, methods, registry, rng
-from peft_dp.models.batch import Batch
+from peft_dp.models.batch import BUDGETS, Batch
 from peft_dp.spec import Optimiser, Privacy
 from peft_dp.training import phase
 from peft_dp.training.gradient import noised_mean
@@ -226,8 +226,7 @@ def test_gates_are_drawn_once_a_step(job: Callable[..., Job], monkeypatch: pytes
         return losses(job, batch)
 
     monkeypatch.setattr(Job, "losses", watched)
-    split = type(made.train).split
-    monkeypatch.setattr(type(made.train), "split", lambda self, indices: split(self, indices, 40))
+    monkeypatch.setattr(BUDGETS["cpu"], "tokens", 40)
     streams = rng.of_steps(0)
     noised_mean(made, list(range(8)), streams, Tally("cpu"))
     first = len(seen)
