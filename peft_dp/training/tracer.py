@@ -19,6 +19,9 @@ from peft_dp.training.trail import Sketch, Step, Trace
 STEPS = 3
 """Steps that are traced. The third is the first to see both moments of Adam at work, and a rate after its warm-up."""
 
+SMALL = 1e-2
+"""Of the root mean square of a gradient: of values with less, Adam makes whole steps by rounding alone."""
+
 
 def digest(*parts: object) -> str:
     """Return a short hash of some values, by how they print."""
@@ -100,6 +103,9 @@ class Tracer:
         if self.looks:
             self._now["given"] = sketch(gradient.values())
             self._now["values"] = {name: value.detach().clone() for name, value in updated.items()}
+            square = sum(float(torch.linalg.vector_norm(g, dtype=torch.float64)) ** 2 for g in gradient.values())
+            least = SMALL * math.sqrt(square / max(1, sum(g.numel() for g in gradient.values())))
+            self._now["felt"] = {name: g.abs() > least for name, g in gradient.items()}
 
     def updated(self, updated: Mapping[str, nn.Parameter], tally: Tally) -> None:
         """Close the step that the optimiser has made."""
@@ -118,7 +124,7 @@ class Tracer:
                 summed=now.get("summed"),
                 released=now.get("released"),
                 given=now["given"],
-                update=sketch(value.detach() - now["values"][name] for name, value in updated.items()),
+                update=sketch((v.detach() - now["values"][name]) * now["felt"][name] for name, v in updated.items()),
             )
         )
         self._now = {}

@@ -60,7 +60,7 @@ class Step:
         summed: The sum of the gradients, clipped in a private run, without noise.
         released: The same with the noise; None without privacy.
         given: What the optimiser is given: divided by the batch, with a method's penalty.
-        update: By how much the values changed.
+        update: By how much the values changed whose gradient is no rounding error, as that of key biases is.
     """
 
     batch: str

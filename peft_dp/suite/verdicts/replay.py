@@ -21,10 +21,12 @@ from peft_dp.training.trail import Sketch, Step
 FACTOR = 4.0
 """Bands are so many times the largest drift that was measured."""
 FLOORS = {
-    "fp32": {"loss": 2e-6, "values": 1e-5, "answers": 1.0},
-    "bf16": {"loss": 3e-3, "values": 3e-2, "answers": 3.0},
+    "fp32": {"loss": 2e-6, "values": 1e-5, "update": 1e-4, "answers": 1.0},
+    "bf16": {"loss": 3e-3, "values": 3e-2, "update": 3e-2, "answers": 3.0},
 }
 """Precision -> kind of quantity -> least band: of a loss, of a sum or an update over its norm, of dev answers."""
+ELSEWHERE = {"loss": 1e-3, "values": 1e-2, "update": 1e-2, "answers": 5.0}
+"""Least bands between a CPU and a GPU, whose kernels add up otherwise (docs/measurements.md, "On a GPU")."""
 MOST = 20e-6
 """Largest band of a loss in float32."""
 
@@ -35,7 +37,7 @@ class Gap:
 
     Attributes:
         place: What it is: "data", "order of batches", "loss of step 1", "noise of step 2", "loss of epoch 3".
-        kind: Its kind, by which drift is kept and bands are set: "exact", "loss", "values" or "answers".
+        kind: Its kind, by which drift is kept and bands are set: "exact", "loss", "values", "update" or "answers".
         size: Relative difference, or a number of answers; infinite where what must be equal is not.
     """
 
@@ -119,6 +121,8 @@ def replay(
     if gaps[-1].place == "answers" and not gaps[-1].size:  # then the score is the same but for rounding in print
         gaps.append(_exact("score", True, abs(record.values["score"] - score) < 1e-3))
     known = bands(record.spec.precision, drift)
+    if mine.device != kept.device:
+        known = {kind: max(band, ELSEWHERE[kind]) for kind, band in known.items()}
     return Replay(seed=record.spec.seed, beside=beside, streams=[] if alike else other, gaps=gaps, bands=known)
 
 
@@ -183,7 +187,7 @@ def _of_step(ours: Step, theirs: Step) -> Iterator[Gap]:
     if private:
         yield _values("noise", ours.released, theirs.released)
     yield _values("mean gradient", ours.given, theirs.given)
-    yield _values("update", ours.update, theirs.update)
+    yield _values("update", ours.update, theirs.update, "update")
 
 
 def _exact(place: str, ours: object, theirs: object) -> Gap:
@@ -196,11 +200,11 @@ def _loss(place: str, ours: float | None, theirs: float | None) -> Gap:
     return Gap(place=place, kind="loss", size=_relative(abs(ours - theirs), abs(theirs)))
 
 
-def _values(place: str, ours: Sketch | None, theirs: Sketch | None) -> Gap:
+def _values(place: str, ours: Sketch | None, theirs: Sketch | None, kind: str = "values") -> Gap:
     if ours is None or theirs is None:
-        return Gap(place=place, kind="values", size=0.0 if ours is theirs else inf)
+        return Gap(place=place, kind=kind, size=0.0 if ours is theirs else inf)
     apart = max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
-    return Gap(place=place, kind="values", size=_relative(apart, theirs[0]))
+    return Gap(place=place, kind=kind, size=_relative(apart, theirs[0]))
 
 
 def _relative(gap: float, of: float) -> float:
