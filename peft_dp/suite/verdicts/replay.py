@@ -25,7 +25,7 @@ FLOORS = {
     "bf16": {"loss": 3e-3, "values": 3e-2, "update": 3e-2, "answers": 3.0},
 }
 """Precision -> kind of quantity -> least band: of a loss, of a sum or an update over its norm, of dev answers."""
-ELSEWHERE = {"loss": 1e-3, "values": 1e-2, "update": 1e-2, "answers": 5.0}
+ELSEWHERE = {"loss": 20e-6, "values": 1e-3, "update": 5e-3, "answers": 2.0}
 """Least bands between a CPU and a GPU, whose kernels add up otherwise (docs/measurements.md, "On a GPU")."""
 MOST = 20e-6
 """Largest band of a loss in float32."""
