@@ -95,6 +95,7 @@ def result(job: Job, trained: Trained) -> dict[str, Any]:
         "trail": [replace(epoch, seconds=0.0, processor_seconds=0.0) for epoch in trained.epochs],
         "bytes": trained.optimiser_bytes,
         "ledger": trained.ledger,
+        "trace": trained.trace,
         "masks": {name: mask.tolist() for name, mask in job.backbone.masks.items()},
     }
 
