@@ -13,7 +13,7 @@ from tabulate import LATEX_ESCAPE_RULES, tabulate
 
 from peft_dp.records import Record
 from peft_dp.spec import to_json
-from peft_dp.suite.report.table import SIGNS, Grid, counts, grids, not_run
+from peft_dp.suite.report.table import SIGNS, Grid, counts, grids, headline, not_run
 from peft_dp.suite.verdicts.cells import Verdict
 from peft_dp.suite.verdicts.replay import flat
 
@@ -27,6 +27,7 @@ def to_markdown(verdicts: Sequence[Verdict]) -> str:
     failed = [str(verdict) for verdict in verdicts if verdict.status == "differs"]
     parts = [
         "## peft-dp",
+        f"{headline(verdicts)}.",
         tabulate(lines, ["", "cells", "verdict", "meaning"], tablefmt="github"),
         # HTML, for no text can end it, whereas backticks in a name end a fence.
         *(f"<pre>{html.escape(text)}</pre>" for text in failed),
@@ -53,7 +54,7 @@ def to_latex(verdicts: Sequence[Verdict]) -> str:
 
 
 def to_csv(verdicts: Sequence[Verdict], others: Sequence[Record] = ()) -> str:
-    """One line a cell and record: the verdict and all that the record says, but for its trail.
+    """One line a cell and record: the verdict and all that the record says, but for its trail and its trace.
 
     Args:
         verdicts: One a cell.
@@ -83,7 +84,7 @@ def _judged(verdict: Verdict) -> dict[str, Any]:
 
 
 def _fields(record: Record) -> dict[str, Any]:
-    whole = {name: value for name, value in asdict(record).items() if name not in ("trail", "moved")}
+    whole = {name: value for name, value in asdict(record).items() if name not in ("trail", "trace", "moved")}
     return whole | {"spec": to_json(record.spec)}
 
 
