@@ -36,14 +36,15 @@ class Variant:
     Attributes:
         name: What it is called in a message.
         threads: Threads of torch.
-        tokens: Tokens of a physical batch.
+        tokens: Tokens of a physical batch; None for as many as ever. Rows with dropout, which draws by physical batch,
+            keep theirs.
         together: Whether all seeds train in one call, in the same batches where they can.
         environment: Variables that are set before torch is imported.
     """
 
     name: str
     threads: int = 1
-    tokens: int = 2048
+    tokens: int | None = None
     together: bool = False
     environment: dict[str, str] = field(default_factory=dict)
 
@@ -148,10 +149,8 @@ def trained(
     before = dict(os.environ)
     os.environ.update(variant.environment)  # which the processes take with them when they start
     try:
-        with ProcessPoolExecutor(
-            workers, multiprocessing.get_context("spawn"), _begin, (variant.threads, variant.tokens)
-        ) as pool:
-            for group in pool.map(_train, groups, repeat(places), repeat(folder)):
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, (variant.threads,)) as pool:
+            for group in pool.map(_train, groups, repeat(places), repeat(folder), repeat(variant.tokens)):
                 for record in group:
                     alike = record.spec.seeded(0).digest
                     yield from ((cell, record) for cell in cells if cell.spec.digest == alike)
@@ -160,19 +159,22 @@ def trained(
         os.environ.update(before)
 
 
-def _begin(threads: int, tokens: int) -> None:
+def _begin(threads: int) -> None:
     """Prepare a process that makes runs."""
     import torch
 
-    from peft_dp.models import batch
-
     torch.set_num_threads(threads)
-    batch.BUDGETS["cpu"].tokens = tokens
 
 
-def _train(specs: Sequence[Spec], places: Places, folder: Path | None) -> list[Record]:
+def _train(specs: Sequence[Spec], places: Places, folder: Path | None, tokens: int | None) -> list[Record]:
     """Make runs of one cell."""
+    from peft_dp.models.batch import BUDGETS
     from peft_dp.records import Records
     from peft_dp.runs import runs
 
-    return runs(specs, places, Records(folder) if folder else None)
+    budget = BUDGETS["cpu"]
+    own, budget.tokens = budget.tokens, budget.tokens if specs[0].dropout else tokens or budget.tokens
+    try:
+        return runs(specs, places, Records(folder) if folder else None)
+    finally:
+        budget.tokens = own

@@ -34,9 +34,6 @@ def line(variant: Variant, cells: Sequence[Cell], seeds: int) -> list[str]:
     """Make runs of cells under a variant; return how far they are from their recordings, and which parts."""
     found: list[tuple[float, Gap, str, Replay]] = []
     for cell, record in trained(cells, seeds, Places(device="cpu"), variant):
-        # Dropout draws by physical batch, so that another cut draws otherwise.
-        if cell.spec.dropout and variant.tokens != 2048:
-            continue
         seed = record.spec.seed
         held = replay(record, cell.runs[seed], cell.scores_by_seed[seed], cell.drift)
         gap = held.parted or held.largest
