@@ -149,8 +149,9 @@ class Spec:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the canonical JSON."""
-        return hashlib.sha256(json.dumps(to_json(self), sort_keys=True).encode()).hexdigest()
+        """SHA-256 of the canonical JSON, defaults left out: a field that is added later changes no recorded digest."""
+        held = _ADAPTER.dump_python(self, mode="json", exclude_defaults=True)
+        return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()
 
     def seeded(self, seed: int) -> Spec:
         """The same run under another seed."""
