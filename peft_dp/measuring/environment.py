@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import platform
 import subprocess
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution, version
+from importlib.util import find_spec
 from pathlib import Path
 
 from peft_dp import machine
 
 PINS = ("torch", "transformers", "tokenizers", "opacus", "datasets", "numpy", "scipy", "scikit-learn", "safetensors")
+LIBRARIES = ("torch", "transformers", "opacus")
+"""Libraries whose source a run goes through."""
 
 
 @cache
@@ -34,8 +39,30 @@ def environment() -> dict[str, object]:
         "coarse_products": coarse_products(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "versions": versions(),
+        "sources": library_sources(),
         **_git(Path(__file__).parents[1]),
     }
+
+
+@cache
+def library_sources() -> dict[str, str]:
+    """Library -> hash of its Python files as they are installed, for an edited copy keeps its version.
+
+    A library that was installed from a commit has that commit in front (PEP 610).
+    """
+    found = {}
+    for name in LIBRARIES:
+        spec = find_spec(name)
+        folders = spec.submodule_search_locations if spec else None
+        if not folders:
+            continue
+        root, digest = Path(next(iter(folders))), hashlib.sha256()
+        for path in sorted(root.rglob("*.py")):
+            digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+        origin = json.loads(distribution(name).read_text("direct_url.json") or "{}")
+        commit = origin.get("vcs_info", {}).get("commit_id", "")
+        found[name] = f"{commit[:12]} {digest.hexdigest()[:16]}".strip()
+    return found
 
 
 @cache

@@ -91,3 +91,28 @@ def test_whole_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     environment.cache_clear()
 
     assert found["dirty"] is True
+
+
+def test_library_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An edit of a library's file changes its hash, although its version stays."""
+    package = tmp_path / "edited_library"
+    package.mkdir()
+    (package / "__init__.py").write_text("SCALE = 1.0\n")
+    (tmp_path / "edited_library-1.0.dist-info").mkdir()
+    (tmp_path / "edited_library-1.0.dist-info" / "METADATA").write_text("Name: edited_library\nVersion: 1.0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(module, "LIBRARIES", ("edited_library", "no_such_library"))
+    found = []
+    for text in ("SCALE = 1.0\n", "SCALE = 1.1\n"):
+        (package / "__init__.py").write_text(text)
+        module.library_sources.cache_clear()
+        found.append(module.library_sources())
+    origin = {"url": "u", "vcs_info": {"vcs": "git", "commit_id": "0123456789abcdef"}}
+    (tmp_path / "edited_library-1.0.dist-info" / "direct_url.json").write_text(json.dumps(origin))
+    module.library_sources.cache_clear()
+    from_commit = module.library_sources()["edited_library"]
+    module.library_sources.cache_clear()
+
+    assert ["edited_library"] == list(found[0])
+    assert found[0] != found[1]
+    assert f"0123456789ab {found[1]['edited_library']}" == from_commit
