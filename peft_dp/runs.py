@@ -214,6 +214,7 @@ def _record(one: Wanted, job: Job, before: _Before, trained: Trained, peak_bytes
     """
     change.check(before.copies, job.title)
     predicted = scores.predictions(job)
+    may_tell = job.task.public or not job.plan.private
     made_on = {"device": job.device, "seeds_together": seeds, "date": datetime.now(UTC).isoformat(timespec="seconds")}
     return Record(
         key=one.key,
@@ -221,7 +222,7 @@ def _record(one: Wanted, job: Job, before: _Before, trained: Trained, peak_bytes
         values=before.values | scores.trained(job, predicted),
         ledger=trained.ledger,
         trail=trained.epochs,
-        trace=replace(trained.trace, answers=scores.answers(job, predicted)),
+        trace=replace(trained.trace, answers=scores.answers(job, predicted)) if may_tell else None,
         moved=change.moved(before.vectors, job.backbone),
         cost=_speed(trained) | {"peak_bytes": peak_bytes},
         sources=one.hashes,

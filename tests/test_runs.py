@@ -222,3 +222,22 @@ def test_diverged_seed(spec: Make, places: Places, tmp_path: Path, monkeypatch: 
         runs(specs, places, Records(tmp_path))
 
     assert len(list(tmp_path.glob("*seed0*"))) == len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("privacy", "public", "kept"), [(PRIVACY, False, False), (PRIVACY, True, True), (None, False, True)]
+)
+def test_private_data_leave_no_trace(
+    spec: Make, places: Places, monkeypatch: pytest.MonkeyPatch, privacy: Privacy | None, public: bool, kept: bool
+) -> None:
+    """Of a private run on data that are not public a record keeps no trace, which is exact."""
+
+    def own(spec: Spec, places: Places) -> Any:
+        sources = find_sources(spec, places)
+        return replace(sources, task=replace(sources.task, public=public))
+
+    monkeypatch.setattr("peft_dp.runs.find_sources", own)
+
+    (record,) = runs([spec(privacy=privacy)], places)
+
+    assert kept == (record.trace is not None)

@@ -41,6 +41,8 @@ class Task:
         positive: Share of class 1 among the scored examples, for the errors of F1 and of Matthews' correlation; None
             with another metric.
         hub: Repository and revision of the hub's data set that `load` fetches; None where nothing is fetched.
+        public: Whether anyone may see the data. Of a private run on other data a record keeps nothing that is exact: no
+            trace, so that it cannot be replayed.
 
     Raises:
         ValueError: A size or a share that cannot be, or no `positive` where the metric needs it.
@@ -58,6 +60,7 @@ class Task:
     log_deviation: float
     positive: float | None = None
     hub: tuple[str, str] | None = None
+    public: bool = False
 
     def __post_init__(self) -> None:
         validate.count(train=self.train, dev=self.dev)

@@ -25,6 +25,7 @@ _SCORED = {"conll2003": "valid", "conll2003-test": "test"}
 
 def _task(name: str, title: str, dev: int) -> Task:
     return Task(
+        public=True,
         name=name,
         title=title,
         kind="tokens",

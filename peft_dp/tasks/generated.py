@@ -327,6 +327,7 @@ def _task(name: str, title: str, labels: str, metric: str, tokens: tuple[float, 
     """Return a task from the mean and log deviation of its numbers of tokens."""
     kind: Kind = "classification" if labels else "regression"
     return Task(
+        public=True,
         name=name,
         title=title,
         kind=kind,

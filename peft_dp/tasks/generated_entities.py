@@ -94,6 +94,7 @@ _SLOTS: dict[str, tuple[str, Callable[[Draw], str]]] = {
 
 TASKS = {
     "entities": Task(
+        public=True,
         name="entities",
         title="Entities",
         kind="tokens",

@@ -97,6 +97,7 @@ def _task(
     """Return a task from its official numbers of rows, and the mean and log deviation of its numbers of tokens."""
     kind: Kind = "classification" if labels else "regression"
     return Task(
+        public=True,
         name=name,
         title=title,
         kind=kind,
