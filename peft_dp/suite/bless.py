@@ -101,12 +101,14 @@ def bless(
             raise ValueError(f"{cell.id} seed {seed}: its training loss is not finite, so nothing was recorded")
         made.scores.setdefault(cell.row.id, {}).setdefault(cell.task, {})[seed] = round(record.values["score"], 4)
         made.losses.setdefault(cell.row.id, {}).setdefault(cell.task, {})[seed] = round(loss, 4)
-        made.runs.setdefault(cell.row.id, {}).setdefault(cell.task, {})[seed] = kept_of(record)
+        if record.trace:
+            made.runs.setdefault(cell.row.id, {}).setdefault(cell.task, {})[seed] = kept_of(record)
         tell(f"{cell.id} seed {seed}: score {record.values['score']:.2f}, loss {loss:.3f}")
     for variant in VARIANTS:
         tell(f"again, with {variant.name}")
         for cell, record in trained(cells, seeds, places, variant):
-            _widen(made, cell, record, variant)
+            if record.trace:
+                _widen(made, cell, record, variant)
     for row, tasks in made.drift.items():
         for task, drift in tasks.items():
             tell(f"{row} {task}: drift of {', '.join(f'{kind} {size:.2g}' for kind, size in drift.items())}")
