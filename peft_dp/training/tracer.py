@@ -71,7 +71,7 @@ class Tracer:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._streams = streams(job)
-        self._initial = sketch(job.backbone.trained().values())
+        self._initial = sketch(job.backbone.updated().values())
         self._order = ""
         self._steps: list[Step] = []
         self._now: dict[str, Any] = {}

@@ -81,7 +81,7 @@ class Trace:
     Attributes:
         streams: Stream of random numbers that the run draws from -> hash of its first integers.
         order: Hash of all logical batches.
-        initial: Sketch of what trains, before the first step.
+        initial: Sketch of what the optimiser will update, before the first step.
         steps: The first steps.
         answers: What the trained model says of each dev example: classes or tags as one string of digits, or scores.
     """
