@@ -308,7 +308,7 @@ FAULTS = [
     ),
     Fault(
         "a schedule by the epoch",
-        "lora",
+        "slash",
         {
             PHASE: {
                 "factor(steps + step)": "factor((steps + step) // job.plan.steps_per_epoch * job.plan.steps_per_epoch)"
@@ -324,19 +324,19 @@ FAULTS = [
     ),
     Fault(
         "another epsilon of Adam",
-        "lora",
+        "slash",
         {PHASE: {"AdamW(parameters, lr=o.rate,": "AdamW(parameters, lr=o.rate, eps=1e-6,"}},
         "update of step 1",
     ),
     Fault(
         "another beta of Adam",
-        "lora",
+        "slash",
         {PHASE: {"AdamW(parameters, lr=o.rate,": "AdamW(parameters, lr=o.rate, betas=(0.9, 0.998),"}},
         "update of step [23]",
     ),
     Fault(
         "Adam without its first bias correction",
-        "lora",
+        "slash",
         {"torch.optim.adam": {"bias_correction1 = 1 - beta1**step": "bias_correction1 = 1.0"}},
         "update of step 1",
     ),
