@@ -86,7 +86,7 @@ class Summary:
         terminalreporter.section("peft-dp")
         verbose, colour = config.get_verbosity() > 0, writer.hasmarkup
         for part in (
-            headline(verdicts, self.claims),
+            *[f"{headline(verdicts, self.claims)}\n"] * bool(verdicts),
             *texts,
             render_table(verdicts, width=writer.fullwidth, verbose=verbose, colour=colour),
         ):
