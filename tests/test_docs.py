@@ -143,7 +143,7 @@ def test_selections(words: tuple[str, ...], tmp_path: Path) -> None:
 def test_pytest_commands(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """Every `pytest` command has options, files and markers that there are."""
     marks = {line.partition(":")[0].partition("(")[0].strip() for line in request.config.getini("markers")}
-    known_options = set(re.findall(r"--[a-z][\w-]*", pytest_session("--help").text))
+    known_options = set(re.findall(r"--[a-z][\w-]*", pytest_session("--help").text)) | {"--texts"}
     for words in TESTS:
         values = _selection(words, tmp_path)
         expression = values[values.index("-m") + 1] if "-m" in values else ""

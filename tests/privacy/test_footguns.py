@@ -593,7 +593,7 @@ def test_schedule_counts_logical_batches(job: Callable[..., Job], monkeypatch: p
     """Footgun 21: the learning rate falls with each logical batch, not with the physical ones it is cut into."""
     rates = watch_steps(monkeypatch)
     made = private(job(optimiser=Optimiser(name="sgd", rate=0.5)))
-    monkeypatch.setattr(type(made.train), "split", lambda self, indices: ([i] for i in indices))
+    monkeypatch.setattr(type(made.train), "split", lambda self, indices, budget: ([i] for i in indices))
     fit(made)
 
     assert [0.5 * (6 - step) / 6 for step in range(6)] == pytest.approx(rates)

@@ -71,7 +71,6 @@ REPORT = Verb(
     examples=(
         "peft-dp report records/",
         "peft-dp report records/ --html report.html --csv report.csv",
-        "peft-dp report records/ --markdown -  # on the screen",
         "peft-dp report records/tonight --against records/last-night",
     ),
     add_options=add_options,

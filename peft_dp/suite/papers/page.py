@@ -19,8 +19,8 @@ from peft_dp.suite.papers.table import Table, read_table, table_files
 HEAD = """# The papers
 
 This page says of each paper what its tables need, what its text leaves open, what was found wrong in it, and by how
-much. What the cells cost, `peft-dp plan PAPER` says.
-`python -m peft_dp.suite.papers.page docs/papers.md` makes this page from `expected/`; `peft-dp show CELL` has the
+much. What the cells cost, `peft-dp plan slash` says.
+`python -m peft_dp.suite.papers.page docs/papers.md` makes this page from `expected/`; `peft-dp show ID` has the
 settings of one cell with their places in the text, and `pytest tests/suite/papers --texts DIR` compares every number
 of every table with the papers' texts, both ways.
 """

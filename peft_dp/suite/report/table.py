@@ -191,6 +191,8 @@ def headline(verdicts: Sequence[Verdict], claims: tuple[int, int] = (0, 0)) -> s
         claims: Claims that hold, and those that were checked.
     """
     ran = [verdict for verdict in verdicts if verdict.records]
+    if not ran:
+        return "No cell ran"
     failed = [verdict.cell.id for verdict in ran if verdict.status == "differs"]
     broken = claims[1] - claims[0]
     repeat = sum(any(finding.repeats for finding in verdict.findings) for verdict in ran)

@@ -86,6 +86,8 @@ class Replay:
             by = "" if parted.kind == "exact" else f" by {_size(parted)}, {self.over(parted):.3g} bands"
             return f"seed {self.seed} parts from {self.beside} at: {parted.place}{by}"
         most = self.largest
+        if not most.size:
+            return f"seed {self.seed} repeats {self.beside} to the last digit"
         return f"seed {self.seed} repeats {self.beside}: largest gap {self.over(most):.2g} bands, {most.place}"
 
 

@@ -554,7 +554,7 @@ def test_bless(
     assert right.recorded["right"] == wrong.recorded["wrong"]
     assert right.runs == wrong.runs
     assert [0, 1, 2, 3, 4] == list(right.runs)
-    assert {"loss", "values", "answers"} == right.drift.keys()
+    assert {"loss", "values", "update", "answers"} == right.drift.keys()
     assert right.drift["loss"] < 20e-6
 
 

@@ -212,7 +212,8 @@ def test_same_as_alone(alone: tuple[Outcome, Path], together: tuple[Outcome, Pat
     assert (one.code, ended(one)) == (two.code, ended(two)) == (1, Counter(passed=7, failed=2))
     assert verdicts(one) == verdicts(two)
     assert verdicts(two).count("something to say") == 1
-    assert verdicts(two).count("made/up") == 5  # the grid, and of two failures the name and the command
+    # The grid, of two failures the name and the command, and a line for each of six cells that are amber or red.
+    assert verdicts(two).count("made/up") == 11
     assert "Traceback" not in two.text
 
 
