@@ -13,6 +13,7 @@ from tabulate import tabulate
 
 from peft_dp import registry
 from peft_dp.suite import papers
+from peft_dp.suite.papers import reader
 from peft_dp.suite.papers.protocol import Protocol, read_protocol
 from peft_dp.suite.papers.table import Table, read_table, table_files
 
@@ -28,7 +29,7 @@ of every table with the papers' texts, both ways.
 
 def page() -> str:
     """Return the page."""
-    names = sorted({path.parent.name for path in table_files()} - {"embedded"})
+    names = sorted(path.parent.name for path in reader.FOLDER.glob("*/protocol.json"))
     return "\n".join([HEAD, *(line for name in names for line in _paper(name))]) + "\n"
 
 
@@ -37,7 +38,7 @@ def _paper(name: str) -> Iterator[str]:
     tables = [read_table(f"{name}/{path.stem}") for path in table_files() if path.parent.name == name]
     protocol = read_protocol(name)
     yield f"## {name}\n"
-    yield f"{protocol.source if isinstance(protocol, Protocol) else tables[0].source}.\n"
+    yield f"{protocol.source if isinstance(protocol, Protocol) else name}.\n"
     head = ["table", "rows to run", "cited", "cells", "backbones", "data", "seeds"]
     yield tabulate([_needs(table) for table in tables], head, tablefmt="github", disable_numparse=True) + "\n"
     yield "**Left open by the text**, and what is assumed:\n"
