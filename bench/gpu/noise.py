@@ -61,7 +61,7 @@ def noise() -> None:
         _neighbours()
     with step("noise", "large tensor"):
         like = torch.zeros(2**20 if A.tiny else 2**26, device=A.device)
-        drawn = rng.normal(rng.generator(1, "noise", A.device), like, 1.0).double()
+        drawn = next(rng.normal(rng.generator(1, "noise", A.device), [like], 1.0)).double()
         std = drawn.std().item()
         few = drawn[: 2**20]
         put(

@@ -275,7 +275,7 @@ def host() -> None:
             None,
             tensors=len(sums),
             zeros_ms=1e3 * min(seconds(lambda: zeros(made.backbone.model), 5)),
-            noise_ms=1e3 * min(seconds(lambda: [v.add_(rng.normal(source, v, 1.0)) for v in sums.values()], 5)),
+            noise_ms=1e3 * min(seconds(lambda: [v.add_(next(rng.normal(source, [v], 1.0))) for v in sums.values()], 5)),
             divide_ms=1e3 * min(seconds(lambda: [v.div_(7) for v in sums.values()], 5)),
             foreach_divide_ms=1e3 * min(seconds(lambda: torch._foreach_div_(list(sums.values()), 7), 5)),
         )
