@@ -227,7 +227,7 @@ FAULTS = [
                 "torch.arange(self._count).repeat_interleave": "torch.arange(self._count).roll(1).repeat_interleave"
             }
         },
-        "loss of step 1",
+        "gradient of step 1",
     ),
     Fault(
         "no gates are drawn",
