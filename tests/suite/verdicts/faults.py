@@ -287,12 +287,6 @@ FAULTS = [
         {GRADIENT: {"size = job.plan.batch if": "size = job.plan.batch + 1 if"}},
         "mean gradient of step 1",
     ),
-    Fault(
-        "a penalty divided by the batch",
-        "diff-pruning-dp",
-        {GRADIENT: {"mean[name] += gradient": "mean[name] += gradient / 40"}},
-        "mean gradient of step 1",
-    ),
     # The update.
     Fault(
         "a rate 1 % too high",
