@@ -230,7 +230,7 @@ def test_diverged_seed(spec: Make, places: Places, tmp_path: Path, monkeypatch: 
 def test_private_data_leave_no_trace(
     spec: Make, places: Places, monkeypatch: pytest.MonkeyPatch, privacy: Privacy | None, public: bool, kept: bool
 ) -> None:
-    """Of a private run on data that are not public a record keeps no trace, which is exact."""
+    """The record of a private run on data that are not public keeps no trace, which is exact."""
 
     def own(spec: Spec, places: Places) -> Any:
         sources = find_sources(spec, places)

@@ -67,7 +67,7 @@ def forget_peak(device: str) -> None:
 def peak_of_run(device: str) -> int:
     """Return the most bytes that were allocated on a CUDA device since `forget_peak`; 0 on a CPU, which does not count.
 
-    Of seeds that train together it is the peak of all.
+    Seeds that train together share the peak of all.
     """
     return torch.cuda.max_memory_allocated() if device == "cuda" else 0
 

@@ -41,8 +41,8 @@ class Task:
         positive: Share of class 1 among the scored examples, for the errors of F1 and of Matthews' correlation; None
             with another metric.
         hub: Repository and revision of the hub's data set that `load` fetches; None where nothing is fetched.
-        public: Whether anyone may see the data. Of a private run on other data a record keeps nothing that is exact: no
-            trace, so that it cannot be replayed.
+        public: Whether anyone may see the data. The record of a private run on other data keeps no trace, which is
+            exact, so that it cannot be replayed.
 
     Raises:
         ValueError: A size or a share that cannot be, or no `positive` where the metric needs it.

@@ -20,7 +20,7 @@ STEPS = 3
 """Steps that are traced. The third is the first to see both moments of Adam at work, and a rate after its warm-up."""
 
 SMALL = 1e-2
-"""Of the root mean square of a gradient: of values with less, Adam makes whole steps by rounding alone."""
+"""Share of a gradient's root mean square: values with less move by whole steps of Adam through rounding alone."""
 
 
 def digest(*parts: object) -> str:

@@ -6,7 +6,7 @@ Everything is taken from `expected/`; `python -m peft_dp.suite.papers.page FILE`
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tabulate import tabulate
@@ -51,7 +51,7 @@ def _paper(name: str) -> Iterator[str]:
                 said.setdefault(at, []).append(row.id)
         yield from (f"- `{field}` in {table.table}, {', '.join(ids)}: {why}" for (field, why), ids in said.items())
     yield ""
-    wrong = list(_wrong(name))
+    wrong = list(_wrong(name, tables))
     if wrong:
         yield "**Known differences**: printed, and impossible by the paper's own numbers or by arithmetic:\n"
         yield tabulate(wrong, ["where", "printed", "arithmetic"], tablefmt="github", disable_numparse=True) + "\n"
@@ -67,7 +67,7 @@ def _paper(name: str) -> Iterator[str]:
 
 def _needs(table: Table) -> list[str]:
     """One line: what a table needs to run."""
-    cells = [cell for cell in papers.cells() if (cell.table.paper, cell.table.table) == (table.paper, table.table)]
+    cells = papers.cells(table.address)
     rows = {cell.row.id for cell in cells}
     tasks = list(dict.fromkeys(cell.task for cell in cells))
     cited = sum(bool(row.cited) for row in table.rows)
@@ -85,16 +85,14 @@ def _needs(table: Table) -> list[str]:
     ]
 
 
-def _wrong(name: str) -> Iterator[list[str]]:
+def _wrong(name: str, tables: Sequence[Table]) -> Iterator[list[str]]:
     """What cannot hold: figures, claims, rows."""
     yield from ([fact.id, fact.printed, fact.differs] for fact in papers.facts(name) if fact.differs)
     yield from (
         [f"section {claim.section}", claim.says, claim.differs] for claim in papers.claims(name) if claim.differs
     )
-    for path in table_files():
-        if path.parent.name == name:
-            rows = read_table(f"{name}/{path.stem}").rows
-            yield from ([f"{path.stem}/{row.id}", row.title, row.differs] for row in rows if row.differs)
+    for table in tables:
+        yield from ([f"{table.table}/{row.id}", row.title, row.differs] for row in table.rows if row.differs)
 
 
 def _unclear(name: str) -> Iterator[str]:

@@ -49,9 +49,10 @@ class Summary:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Build the verdict of a cell from its records."""
-        if report.when == "call" and CLAIM in dict(report.user_properties):
+        properties: dict[str, Any] = dict(report.user_properties) if report.when == "call" else {}
+        if CLAIM in properties:
             self.claims = (self.claims[0] + report.passed, self.claims[1] + 1)
-        told: Any = dict(report.user_properties).get(TOLD) if report.when == "call" else None
+        told = properties.get(TOLD)
         if not told or told["cell"] not in self._cells:
             return
         cell = self._cells[told["cell"]]
