@@ -13,6 +13,12 @@ def test_smoke(cell, check):
     check(cell)
 
 
+@pytest.mark.parametrize("cell", cells("embedded/libraries"), ids=str)
+def test_libraries(cell, check):
+    """Runs by this project's code, and the same through peft, Opacus and transformers' Trainer."""
+    check(cell)
+
+
 @pytest.mark.parametrize("cell", cells("embedded/small"), ids=str)
 def test_small(cell, check):
     """MiniLM on real GLUE."""

@@ -1,8 +1,9 @@
 """The source files that a run uses: its record is good as long as none of them changes.
 
 Why by imports: a list kept by hand forgets, and a hash of the whole package makes records stale that nothing touched.
-The files common to all runs are those that `runs` imports, directly or not; a method, a backbone and a source of tasks
-are found by name, so each run adds its own. Nothing of the suite is among them, since no run imports it.
+The files common to all runs are those that `runs` imports, directly or not; a method, a backbone, an implementation
+and a source of tasks are found by name, so each run adds its own. Nothing of the suite is among them, since no run
+imports it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ FOLDER = Path(__file__).parent
 
 def sha256(spec: Spec) -> str:
     """Return the hash of the source files that a run of the spec uses."""
-    return _sha256(f"methods.{spec.method}", f"backbones.{spec.backbone}", _name(tasks.source(spec.task).__name__))
+    named = f"methods.{spec.method}", f"backbones.{spec.backbone}", f"implementations.{spec.implementation}"
+    return _sha256(*named, _name(tasks.source(spec.task).__name__))
 
 
 def files(*modules: str) -> list[Path]:

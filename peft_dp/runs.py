@@ -11,16 +11,16 @@ from typing import Self, TextIO
 
 import torch
 
-from peft_dp import code
+from peft_dp import code, implementations
+from peft_dp.implementations import Implementation
 from peft_dp.machine import Places, worker_count
 from peft_dp.measuring import change, cost, scores
-from peft_dp.measuring.environment import environment, versions
+from peft_dp.measuring.environment import environment, library_sources, versions
 from peft_dp.records import Record, Records, key
 from peft_dp.spec import Spec
 from peft_dp.training import fleet
 from peft_dp.training.checkpoint import Checkpoint
 from peft_dp.training.job import Job, Sources, build, find_sources
-from peft_dp.training.loop import fit_together
 from peft_dp.training.run import Trained
 
 
@@ -82,26 +82,29 @@ class Wanted:
 
     Attributes:
         spec: What to run.
+        implementation: Who makes it.
         sources: What the spec names, found and checked.
         key: Key of the record.
-        hashes: Hashes of data, weights, the other files of the backbone, and code.
+        hashes: Hashes of data, weights, the other files of the backbone, code, and the libraries that make the run.
     """
 
     spec: Spec
+    implementation: Implementation
     sources: Sources
     key: str
     hashes: dict[str, str]
 
 
 def _wanted(spec: Spec, places: Places) -> Wanted:
-    sources = find_sources(spec, places)
+    implementation = implementations.load(spec.implementation)
+    sources = implementation.prepared(spec, find_sources(spec, places))
     hashes = {
         "data": sources.data.sha256,
         "weights": sources.weights_sha256,
         "files": sources.files_sha256,
         "code": code.sha256(spec),
-    }
-    return Wanted(spec, sources, key(spec, hashes, versions(), sources.device), hashes)
+    } | {library: library_sources()[library] for library in implementation.libraries}
+    return Wanted(spec, implementation, sources, key(spec, hashes, versions(), sources.device), hashes)
 
 
 def _found(wanted: Sequence[Wanted], records: Records) -> dict[str, Record]:
@@ -149,9 +152,10 @@ def _reproduce(
     """
     if not wanted:
         return
+    implementation = wanted[0].implementation
     jobs = [build(wanted[0].spec, wanted[0].sources)]
-    step_bytes = cost.step_bytes(jobs[0])  # a step of another seed differs in its values only
-    if len(wanted) > 1 and fleet.possible(jobs[0]):
+    step_bytes = implementation.step_bytes(jobs[0])  # a step of another seed differs in its values only
+    if len(wanted) > 1 and implementation.together(jobs[0]):
         jobs += [fleet.share_frozen(jobs[0], build(one.spec, one.sources)) for one in wanted[1:]]
         group = None
         try:
@@ -178,7 +182,7 @@ def _train(
     """
     before = [_Before.of(job) for job in jobs]
     cost.forget_peak(jobs[0].device)
-    trained = fit_together(jobs, progress, _checkpoint(wanted, records) if records else None)
+    trained = wanted[0].implementation.train(jobs, progress, _checkpoint(wanted, records) if records else None)
     peak = cost.peak_of_run(jobs[0].device)
     return [
         _record(one, job, old, new, peak or step_bytes + cost.weight_bytes(job) + new.optimiser_bytes, len(jobs))

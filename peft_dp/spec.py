@@ -115,6 +115,7 @@ class Spec:
             norms, clipping, sums, noise and the optimiser stay in float32.
         weights: "random" draws those of the backbone's shape and fetches nothing; for time and memory only.
         seed: Feeds the streams for initialisation, batches, dropout and noise.
+        implementation: Who makes the run: "own", this project's code, or the name of a file in `implementations/`.
     """
 
     budget: Budget
@@ -136,9 +137,10 @@ class Spec:
     precision: Literal["fp32", "bf16"] = "fp32"
     weights: Literal["pretrained", "random"] = "pretrained"
     seed: int = 0
+    implementation: str = "own"
 
     def __post_init__(self) -> None:
-        validate.plain(backbone=self.backbone, task=self.task, method=self.method)
+        validate.plain(backbone=self.backbone, task=self.task, method=self.method, implementation=self.implementation)
         validate.count(epochs=self.epochs, batch=self.batch, max_length=self.max_length)
         if self.head == "stock" and self.readout not in ("cls", "tokens"):
             raise ValueError(f"readout {self.readout!r} needs head 'linear': a stock head reads where it reads")
@@ -156,6 +158,10 @@ class Spec:
     def seeded(self, seed: int) -> Spec:
         """The same run under another seed."""
         return replace(self, seed=seed)
+
+    def own(self) -> Spec:
+        """The same run by this project's own code."""
+        return replace(self, implementation="own")
 
 
 _ADAPTER = TypeAdapter(Spec)

@@ -17,6 +17,10 @@ class Missing(RuntimeError):
     """Something this machine lacks; the message says what and how to get it."""
 
 
+class Unsupported(ValueError):
+    """A library cannot make a run; the message says why, in the library's words where it has some."""
+
+
 def short(value: object) -> str:
     """A value as an error shows it: on one line, nothing in it steers a terminal, and of no great length."""
     text = repr(value)

@@ -15,8 +15,8 @@ from pathlib import Path
 from peft_dp import machine
 
 PINS = ("torch", "transformers", "tokenizers", "opacus", "datasets", "numpy", "scipy", "scikit-learn", "safetensors")
-LIBRARIES = ("torch", "transformers", "opacus")
-"""Libraries whose source a run goes through."""
+LIBRARIES = ("torch", "transformers", "opacus", "peft", "accelerate")
+"""Libraries whose source a run may go through."""
 
 
 @cache

@@ -60,13 +60,16 @@ VARIANTS = (
 def cells_of(name: str) -> list[Cell]:
     """Return the cells of a table, such as "embedded/smoke", or of one of its rows, "embedded/smoke/bitfit".
 
+    Rows through a library are left out: they are held to what our own code gives.
+
     Raises:
         ValueError: No such table, or no such row in it.
     """
     paper, table, *rows = name.split("/")
-    cells = [cell for cell in papers.cells(f"{paper}/{table}") if not rows or cell.row.id in rows]
+    every = [cell for cell in papers.cells(f"{paper}/{table}") if cell.spec.implementation == "own"]
+    cells = [cell for cell in every if not rows or cell.row.id in rows]
     if not cells:
-        raise ValueError(f"table {paper}/{table} has no row {short(rows[0])}; `peft-dp list` shows all")
+        raise ValueError(f"table {paper}/{table} has no row {short(rows[0])} to record; `peft-dp list` shows all")
     return cells
 
 

@@ -70,7 +70,7 @@ def _fact_data(fact: Fact) -> dict[str, Any]:
 def _cell_data(cell: Cell) -> dict[str, Any]:
     numbers = {
         "printed": {quantity: asdict(expect) for quantity, expect in cell.expect.items()},
-        "recorded": cell.recorded.get(cell.row.id, {}).get(cell.task, []),
+        "recorded": cell.recorded.get(cell.own.row.id, {}).get(cell.task, []),
     }
     texts = {"note": cell.table.note, "cited": cell.row.cited, "picture": cell.row.picture}
     if not cell.row.cited:
@@ -89,7 +89,7 @@ def _fact_page(fact: Fact) -> Lines:
 
 def _cell_page(cell: Cell) -> Lines:
     table, row = cell.table, cell.row
-    recorded = cell.recorded.get(row.id, {}).get(cell.task, [])
+    recorded = cell.recorded.get(cell.own.row.id, {}).get(cell.task, [])
     return [
         ("cell", cell.id),
         *_about(cell),

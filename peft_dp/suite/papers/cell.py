@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -61,12 +61,27 @@ class Cell:
             fields = merged(fields, layer)
         return from_json(fields, where=self.id)
 
+    @cached_property
+    def own(self) -> Cell:
+        """The cell of the same run by this project's own code, to whose recording it is held; often itself.
+
+        Raises:
+            ValueError: The table has no row of it.
+        """
+        if self.spec.implementation == "own" or self.row.cannot:
+            return self
+        others = (replace(self, row=row) for row in self.table.rows if self.task in row.cells)
+        if found := next((other for other in others if other.spec == self.spec.own()), None):
+            return found
+        raise ValueError(f"{self.id}: its table has no row of the same run by implementation 'own': add one")
+
     def check_settings(self) -> None:
         """Raise ValueError, naming file, row and field, if the row's method does not take its settings."""
-        from peft_dp import methods  # whose files import torch
+        from peft_dp import implementations, methods  # whose files import torch
 
         try:
             methods.make(self.spec.method, self.spec.config)
+            implementations.load(self.spec.implementation)
         except ValueError as error:
             raise ValueError(f"expected/{self.table.address}.json, row {short(self.row.id)}: {error}") from None
 
@@ -120,24 +135,24 @@ class Cell:
     @cached_property
     def runs(self) -> dict[int, Kept]:
         """Seed -> the recorded run of the cell that another of that seed is held to; empty where none was kept."""
-        held = read_recorded(self.table.address).whole("runs").get(self.row.id, {}).get(self.task, {})
+        held = read_recorded(self.table.address).whole("runs").get(self.own.row.id, {}).get(self.task, {})
         return {int(seed): kept for seed, kept in held.items()}
 
     @cached_property
     def drift(self) -> dict[str, float]:
         """Kind of quantity -> largest gap when the recorded runs were repeated."""
-        return read_recorded(self.table.address).whole("drift").get(self.row.id, {}).get(self.task, {})
+        return read_recorded(self.table.address).whole("drift").get(self.own.row.id, {}).get(self.task, {})
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
         """On what the cell's recorded runs were made; empty where there are none."""
-        held = [one for one in read_recorded(self.table.address).blessings if self.row.id in one.runs]
+        held = [one for one in read_recorded(self.table.address).blessings if self.own.row.id in one.runs]
         return held[-1].provenance if held else {}
 
     @cached_property
     def scores_by_seed(self) -> dict[int, float]:
         """Seed -> recorded score of the cell."""
-        held = read_recorded(self.table.address).whole("scores").get(self.row.id, {}).get(self.task, {})
+        held = read_recorded(self.table.address).whole("scores").get(self.own.row.id, {}).get(self.task, {})
         return {int(seed): score for seed, score in held.items()}
 
     def _recorded(self, quantity: Literal["scores", "losses"]) -> dict[str, dict[str, list[float]]]:

@@ -77,6 +77,7 @@ class Row(Origins):
         tasks: Task -> fields of `Spec` that this row sets for it.
         cited: From where the paper took the line; it is shown, and never run.
         differs: Why the printed number cannot hold; the test is then expected to fail.
+        cannot: What a library says that cannot make the run, in part; the test fails once it can.
         picture: Whether its numbers were read off a picture, the text having none.
         seeds: Runs of each of its cells, in place of the table's number.
         stated: Field -> where the paper states it, in place of what table and paper say of it.
@@ -91,6 +92,7 @@ class Row(Origins):
     tasks: dict[str, Layer] = field(default_factory=dict)
     cited: str = ""
     differs: str = ""
+    cannot: str = ""
     picture: bool = False
     seeds: int | None = None
 
@@ -124,6 +126,11 @@ class Table(Origins):
     tasks: dict[str, Layer]
     rows: list[Row]
     note: str = ""
+
+    @property
+    def through_libraries(self) -> bool:
+        """Whether a row runs through a library."""
+        return any("implementation" in row.spec for row in self.rows)
 
     @property
     def address(self) -> str:

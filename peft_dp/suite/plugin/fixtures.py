@@ -18,7 +18,7 @@ from peft_dp.suite.plugin.session import KEY, RECORDS, terminal
 from peft_dp.suite.plugin.summary import CLAIM, TOLD
 from peft_dp.suite.verdicts.cells import Verdict, judge_cell
 from peft_dp.suite.verdicts.claims import judge_claim
-from peft_dp.validate import Missing
+from peft_dp.validate import Missing, Unsupported
 
 
 def _not_run(config: pytest.Config, why: str) -> None:
@@ -71,6 +71,14 @@ def check(
         except Missing as missing:
             tell(cell, [], str(missing))
             _not_run(config, str(missing))
+        except Unsupported as error:
+            if cell.row.cannot and cell.row.cannot in str(error):
+                tell(cell, [], str(error))
+                return
+            pytest.fail(f"{cell.id}: {error}", pytrace=False)
+        if cell.row.cannot:
+            why = f"its row says that it cannot, in the words {cell.row.cannot!r}"
+            pytest.fail(f"{cell.id}: {cell.spec.implementation} runs it now, but {why}: take them out", pytrace=False)
         verdict = judge_cell(cell, records, config.stash[KEY].baseline)
         tell(cell, [config.stash[RECORDS].path(record.spec, record.key) for record in records])
         benchmark.extra_info.update(extra_info(verdict))

@@ -19,6 +19,7 @@ MARKERS = {
     "smoke": "a cell of the smoke budget: embedded backbone, generated data",
     "small": "a cell of the small budget: embedded backbone, real data (--peft-data or the hub)",
     "gpu": "a cell of the paper budget: the paper's backbone and data, on a CUDA device",
+    "libraries": "a cell of a table whose rows run through peft, Opacus or Trainer too",
     "claims": "an ordering or ratio that a paper states",
     "counts": "a claim that our own counts of trained values decide, as the paper prints none",
     "speed": "a benchmark against peers",
@@ -51,6 +52,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     if isinstance(cell := params.get("cell"), Cell):
         item.config.stash[KEY].cells[cell.id] = cell
         marks, differs = (BUDGET_MARKERS[cell.table.budget], cell.table.paper), cell.row.differs
+        marks += ("libraries",) * cell.table.through_libraries
     elif isinstance(fact := params.get("fact"), Fact):
         marks, differs = ("facts", fact.paper), fact.differs
     elif isinstance(claim := params.get("claim"), Claim):

@@ -38,6 +38,7 @@ CLAIMED: dict[Status, str] = {
     "amber": "holds within chance",
     "differs": "does not hold",
     "known difference": "known difference",
+    "cannot run": "cannot run",
     "not run": "not run",
 }
 """Status of a claim -> how the page says it."""

@@ -42,6 +42,7 @@ SIGNS: dict[Status, Sign] = {
     "amber": Sign("~", 33, "unusual: off by more than chance explains 19 times in 20, or nothing learnt; no failure"),
     "differs": Sign("X", 31, "off by more than chance explains 999 times in 1000: a failure"),
     "known difference": Sign("k", 35, "differs, as its row announces"),
+    "cannot run": Sign("c", 90, "a library cannot, as its row says"),
     "not run": Sign("-", 90, "why is said below"),
 }
 

@@ -69,7 +69,7 @@ class Verdict:
     def status(self) -> Status:
         """The worst of the findings; a known difference where the row announces it."""
         if not self.records:
-            return "not run"
+            return "cannot run" if self.cell.row.cannot else "not run"
         found = {finding.status for finding in self.findings}
         if "differs" in found:
             return "known difference" if self.cell.row.differs else "differs"
@@ -152,7 +152,7 @@ def judge_score(cell: Cell, scores: Sequence[float], seeds: Collection[int] = ()
         spread = printed_spread(cell, scores)
         best = best_of(expect.best_of) * spread.value if expect.best_of > 1 else 0.0
         found.append(_within(cell, expect.value - best, expect.runs, spread, _step(cell) / 2, scores))
-    if theirs := cell.recorded.get(cell.row.id, {}).get(cell.task):
+    if theirs := cell.recorded.get(cell.own.row.id, {}).get(cell.task):
         others = [score for seed, score in cell.scores_by_seed.items() if seed not in seeds]
         theirs = others if len(others) > 1 else theirs
         rounding = 50 / cell.spec.dev if cell.spec.dev else 0.05
@@ -251,7 +251,7 @@ def _loss(cell: Cell, records: Sequence[Record]) -> list[Finding]:
 
     Not that of a private run: it follows the noise, and now and then far further than a t interval allows.
     """
-    theirs = cell.losses.get(cell.row.id, {}).get(cell.task)
+    theirs = cell.losses.get(cell.own.row.id, {}).get(cell.task)
     if not theirs or cell.spec.privacy:
         return []
     spread, runs = spread_over_seeds(cell, cell.losses, theirs), (len(theirs), len(records))
@@ -264,7 +264,7 @@ def _loss(cell: Cell, records: Sequence[Record]) -> list[Finding]:
 
 def _alarm(cell: Cell, scores: Sequence[float]) -> list[Finding]:
     """Our spread, where it is larger than that of the others by more than chance explains: a run may have collapsed."""
-    theirs = cell.recorded.get(cell.row.id, {}).get(cell.task)
+    theirs = cell.recorded.get(cell.own.row.id, {}).get(cell.task)
     if theirs:
         rest = spread_over_seeds(cell, cell.recorded, theirs)
     elif "score" in cell.expect:
@@ -292,7 +292,7 @@ def _learnt(cell: Cell, records: Sequence[Record]) -> list[Finding]:
         share = 1 - len(lost) / len(records)
         found.append(Finding(quantity="finite losses", expected=1.0, ours=share, allowed=0.0, unusual=0.0, band=band))
     expected = [expect.value] if (expect := cell.expect.get("score")) and expect.asserted else []
-    expected += cell.recorded.get(cell.row.id, {}).get(cell.task, [])
+    expected += cell.recorded.get(cell.own.row.id, {}).get(cell.task, [])
     mute = [record for record in records if record.values.get("answers") == 1]
     if mute and expected:
         seeds = _listed([record.spec.seed for record in mute])

@@ -69,7 +69,7 @@ def _slack(claim: Claim, pair: int, runs: Mapping[str, Sequence[Record]]) -> flo
         weight = factor / len(cells) if claim.over == "mean" and cells else factor
         for cell in cells if claim.over == "mean" else cells[pair : pair + 1]:
             scores = [] if cell.row.cited else [record.values["score"] for record in runs[cell.id]]
-            if theirs := cell.recorded.get(cell.row.id, {}).get(cell.task):
+            if theirs := cell.recorded.get(cell.own.row.id, {}).get(cell.task):
                 spread = spread_over_seeds(cell, cell.recorded, theirs)
             elif "score" in cell.expect:
                 spread = with_ours(pooled(printed_spreads(cell)), scores)

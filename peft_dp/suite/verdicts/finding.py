@@ -7,7 +7,15 @@ from math import inf
 from typing import Literal
 
 Status = Literal[
-    "reproduced", "consistent", "undecided", "no expectation", "amber", "differs", "known difference", "not run"
+    "reproduced",
+    "consistent",
+    "undecided",
+    "no expectation",
+    "amber",
+    "differs",
+    "known difference",
+    "cannot run",
+    "not run",
 ]
 
 MARKS = {"reproduced": "ok   ", "consistent": "ok   ", "undecided": "ok ? ", "amber": "amber", "differs": "OFF  "}
