@@ -45,9 +45,7 @@ class Opacus(Library):
         if spec.privacy is None:
             raise Unsupported("Opacus makes private runs, and this one has no privacy")
         if (spec.privacy.clipping, spec.privacy.sampling) != ("abadi", "poisson"):
-            raise Unsupported(
-                "Opacus cuts what is longer than the clip and draws by Poisson sampling; this run does not"
-            )
+            raise Unsupported("Opacus clips by Abadi's rule and draws by Poisson sampling, and this run does not")
         if not method.plain:
             raise Unsupported(f"Opacus makes plain steps, and {spec.method} has phases, gates or a penalty")
         if spec.train is None or spec.train % spec.batch:
@@ -60,7 +58,7 @@ class Opacus(Library):
         """Train a job in place."""
         from opacus.utils.batch_memory_manager import BatchMemoryManager
 
-        trained = list(job.backbone.trained().values())
+        trained: list[Any] = [*job.backbone.trained().values()]
         noise, criterion = _Noise(job, trained), _Criterion(job)
         optimiser = OPTIMISERS[job.spec.optimiser.name](trained, job.spec.optimiser)
         with _quiet(), _told(job):
@@ -72,12 +70,16 @@ class Opacus(Library):
                 account(step)
                 summed = [parameter.summed_grad for parameter in trained]
                 drawn = noise.taken()
-                released = [total + part for total, part in zip(summed, drawn or summed, strict=True)]
-                names = job.backbone.trained()
-                watch.given({name: parameter.grad for name, parameter in names.items()}, summed, released)
+                released = [total + part for total, part in zip(summed, drawn, strict=True)] if drawn else summed
+                given = zip(job.backbone.trained(), trained, strict=True)
+                watch.given({name: parameter.grad for name, parameter in given}, summed, released)
+
+            def updated(*_: Any) -> None:
+                watch.stepped()
+                schedule.step()
 
             private.attach_step_hook(made)
-            optimiser.register_step_post_hook(lambda *_: (watch.stepped(), schedule.step()))
+            optimiser.register_step_post_hook(updated)
             shared = BatchMemoryManager(data_loader=loader, max_physical_batch_size=PHYSICAL, optimizer=private)
             with noise, shared as batches:
                 for _ in range(job.spec.epochs):

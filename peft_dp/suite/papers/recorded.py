@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -103,5 +104,6 @@ def add_blessing(table: str, blessing: Blessing) -> Path:
     path = reader.FOLDER / f"{table}.recorded.json"
     renewed = read_recorded(table).renewed(blessing)
     data = {"$schema": link(Recorded)} | TypeAdapter(Recorded).dump_python(renewed, mode="json")
-    write(path, json.dumps(data, indent=1) + "\n")
+    text = json.dumps(data, indent=1) + "\n"
+    write(path, re.sub(r"\n {7,}|\n {6}(?=[}\]])", " ", text))  # a run per line
     return path

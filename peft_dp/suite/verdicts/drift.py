@@ -271,9 +271,8 @@ def _spread(runs: Runs, both: Sequence[Runs]) -> Spread:
     """The spread of a score over seeds: of all runs alike, and what is recorded or printed of them; or a guess."""
     alike = [other for other in both if other.alike == runs.alike]
     scores = [[record.values["score"] for record in other.records] for other in alike]
-    scores += [
-        other.cell.recorded.get(other.cell.own.row.id, {}).get(other.cell.task, []) for other in alike if other.cell
-    ]
+    known = [other.cell for other in alike if other.cell]
+    scores += [cell.recorded.get(cell.own.row.id, {}).get(cell.task, []) for cell in known]
     # Each once: a seed that gave the same in both folders, or was recorded, tells of the spread but once.
     once = {tuple(round(score, 4) for score in some) for some in scores}
     found = [of_runs(some) for some in once if len(some) > 1 and max(some) > min(some)]
