@@ -20,7 +20,7 @@ LOGICAL, PEERS_REPEATS, EPOCH = 2048, 3, 512
 SEEDS = 5
 PRECISIONS = ("fp32", "bf16")
 PRIVACY = Privacy(epsilon=8.0, delta=1e-4, accountant="rdp")
-OPACUS = {"hooks": "Opacus hooks", "ghost": "Opacus ghost"}
+OPACUS = {"opacus_hooks": "Opacus hooks", "opacus_ghost": "Opacus ghost"}
 
 
 def methods():
@@ -74,7 +74,7 @@ def trainer_table(at_end):
     headers = ["method", "s fp32", "fp32", "s bf16", "bf16"]
     note = (
         f"An epoch of {EPOCH} sentences in batches of 32 without privacy: ours, and over it the time on the\n"
-        "same batches of a loop as the Trainer's with dynamic padding:\n"
+        "same batches by transformers' Trainer with dynamic padding, - where it cannot run the method:\n"
         f"medians of {PEERS_REPEATS} interleaved repeats (range)."
     )
     yield from table(at_end, headers, note)
@@ -83,10 +83,10 @@ def trainer_table(at_end):
 @pytest.fixture(scope="module")
 def reuse_table(at_end):
     """The table of `test_reuse`."""
-    headers = ["method", "epochs", "s", "without reuse", "Trainer's loop"]
+    headers = ["method", "epochs", "s", "without reuse", "Trainer"]
     note = (
         f"A training on {EPOCH} sentences in batches of 32 without privacy, frozen layers computed once; over it\n"
-        f"the times without that, and of the Trainer's loop: medians of {PEERS_REPEATS} interleaved repeats (range)."
+        f"the times without that, and of Trainer: medians of {PEERS_REPEATS} interleaved repeats (range)."
     )
     yield from table(at_end, headers, note)
 
@@ -140,22 +140,38 @@ def ours(job):
     return lambda indices: phase.step(noised_mean(job, indices, streams, Tally(job.device)))
 
 
-def opacus(make, cut):
-    """Name -> a step by Opacus, where it can run the method."""
-    from peft_dp.suite.audit import peers
+def through(name, made):
+    """A step by a library, or None where it cannot run the method; nothing of what it does is taken down."""
+    from peft_dp import implementations
+    from peft_dp.implementations._base import Watch, one_step
+    from peft_dp.validate import Unsupported
 
-    found = {}
-    for name, title in OPACUS.items():
-        made = make()
-        made.backbone.model.train()
-        try:
-            step = getattr(peers, name)(made, cut or made.train.cut)
-            step(range(4))
-        except Exception as error:  # of many kinds; the table says that there was one
-            print(f"{title}: {str(error)[:100]}")
-        else:
-            found[name] = step
-    return found
+    class Unwatched(Watch):
+        def passed(self, *_: Any) -> None:
+            pass
+
+        given = stepped = epoch = passed  # type: ignore[assignment]
+
+    library: Any = implementations.load(name)
+    made.backbone.model.train()
+
+    def step(indices):
+        one = one_step(made, indices)
+        library.fit(one, Unwatched(one))
+
+    try:
+        library.check(made.spec, made.method)
+        step(range(4))
+    except Unsupported as error:  # the table says that there was one
+        print(f"{name}: {error}")
+        return None
+    return step
+
+
+def opacus(make):
+    """Name -> a step by Opacus, where it can run the method."""
+    steps = {name: through(name, make()) for name in OPACUS}
+    return {name: step for name, step in steps.items() if step}
 
 
 def interleaved(steps, size, repeats, device):
@@ -193,7 +209,7 @@ def test_privacy(spec, job, privacy_table, request):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Opacus's own
         plain = make(private=False)
-        steps = {"ordinary": ours(plain), "private": ours(make()), **opacus(make, None)}
+        steps = {"ordinary": ours(plain), "private": ours(make()), **opacus(make)}
         weights = cost.weight_bytes(plain)
         peaks = {n: cost.peak_bytes(partial(s, range(BATCH)), plain.device) + weights for n, s in steps.items()}
         seconds = interleaved(steps, BATCH, REPEATS, plain.device)
@@ -242,8 +258,6 @@ def on_data(spec, request, **fields):
 @pytest.mark.parametrize("spec", methods())
 def test_peers(spec, job, peers_table, request):
     """Time of a large private step by Opacus as its users run it, over this project's; on SST-2 with --peft-data."""
-    from peft_dp.suite.audit import peers
-
     size = 256 if spec.method in ("full", "diff_pruning") else LOGICAL  # minutes a step in Opacus
     steps = {}
     with warnings.catch_warnings():
@@ -252,7 +266,7 @@ def test_peers(spec, job, peers_table, request):
             made = on_data(spec, request, batch=size, precision=precision, privacy=PRIVACY)
             mine = job(made)
             steps["ours", precision] = ours(mine)
-            steps |= {(name, precision): step for name, step in opacus(lambda m=made: job(m), peers.as_drawn).items()}
+            steps |= {(name, precision): step for name, step in opacus(lambda m=made: job(m)).items()}
         interleaved(steps, 64, 1, mine.device)
         seconds = interleaved(steps, size, PEERS_REPEATS, mine.device)
     processed = sum(mine.batch(mine.train, cut).ids.numel() for cut in mine.cut(mine.train, range(size)))
@@ -268,24 +282,39 @@ def test_peers(spec, job, peers_table, request):
     peers_table.append(line)
 
 
+def epochs(runs, job):
+    """Name -> seconds of all epochs in each repeat of a run, interleaved; a run that a library cannot make is left out.
+
+    Args:
+        runs: Name -> spec.
+        job: Builds a job of a spec.
+    """
+    from peft_dp import implementations
+    from peft_dp.validate import Unsupported
+
+    seconds: dict[str, list[float]] = {}
+    for _ in range(PEERS_REPEATS):
+        for name, spec in runs.items():
+            made, implementation = job(spec), implementations.load(spec.implementation)
+            try:
+                implementation.check(spec, made.method)
+            except Unsupported as error:
+                print(f"{name}: {error}")
+                continue
+            (trained,) = implementation.train([made])
+            seconds.setdefault(name, []).append(sum(epoch.seconds for epoch in trained.epochs))
+    return seconds
+
+
 @pytest.mark.speed
 @pytest.mark.parametrize("spec", methods())
 def test_trainer(spec, job, trainer_table, request):
-    """Time of an epoch of a Trainer-style loop over this project's, without privacy and on the same batches."""
-    from peft_dp.suite.audit import peers
-
+    """Time of an epoch of transformers' Trainer over this project's, without privacy and on the same batches."""
     line = [request.node.callspec.id]
     for precision in PRECISIONS:
-        made = on_data(spec, request, batch=32, precision=precision, privacy=None)
-        step, theirs = ours(job(made)), peers.trainer(job(made))
-
-        def epoch(indices, step=step):
-            for at in range(0, len(indices), 32):
-                step(list(indices[at : at + 32]))
-
-        steps = {"ours": epoch, "trainer": theirs}
-        interleaved(steps, 64, 1, "cpu")
-        seconds = interleaved(steps, EPOCH, PEERS_REPEATS, "cpu")
+        made = on_data(spec, request, batch=32, precision=precision, privacy=None, epochs=1, head="stock")
+        made = replace(made, train=EPOCH)
+        seconds = epochs({"ours": made, "trainer": replace(made, implementation="trainer")}, job)
         line += [f"{statistics.median(seconds['ours']):.2f}", " ".join(ratios(seconds, "trainer", "ours"))]
     trainer_table.append(line)
 
@@ -302,26 +331,13 @@ REUSED = {
 @pytest.mark.parametrize("name", REUSED)
 def test_reuse(name, job, reuse_table, request):
     """Time of a training whose frozen layers are computed in each epoch, over that of one that computes them once."""
-    from peft_dp.suite.audit import peers
-    from peft_dp.training.loop import fit
-
-    method, config, epochs = REUSED[name]
+    method, config, number = REUSED[name]
     cell = next(cell for cell in cells("embedded/smoke") if cell.row.id == "head" and cell.task == "sentiment")
-    made = on_data(cell.spec, request, method=method, config=config, epochs=epochs, batch=32)
+    made = on_data(cell.spec, request, method=method, config=config, epochs=number, batch=32, head="stock")
     made = replace(made, train=EPOCH)
-
-    def theirs(indices):
-        step = peers.trainer(job(made))
-        for _ in range(epochs):
-            step(range(EPOCH))
-
-    steps = {
-        "ours": lambda _: fit(job(made)),
-        "without": lambda _: fit(job(made, reuse=False)),
-        "trainer": theirs,
-    }
-    seconds = interleaved(steps, 0, PEERS_REPEATS, "cpu")
-    line = [name, epochs, f"{statistics.median(seconds['ours']):.2f}"]
+    runs = {"ours": made, "without": replace(made, reuse=False), "trainer": replace(made, implementation="trainer")}
+    seconds = epochs(runs, job)
+    line = [name, number, f"{statistics.median(seconds['ours']):.2f}"]
     reuse_table.append(line + [" ".join(ratios(seconds, other, "ours")) for other in ("without", "trainer")])
 
 

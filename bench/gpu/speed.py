@@ -35,9 +35,9 @@ from kit import (
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from peft_dp import rng
+from peft_dp import implementations, rng
+from peft_dp.implementations._base import Watch, one_step
 from peft_dp.privacy.gradients import zeros
-from peft_dp.suite.audit import peers
 from peft_dp.training import fleet, loop
 
 GRID = [  # backbone, precision, examples of 128 tokens, method: in order of value
@@ -60,6 +60,26 @@ def flops(call) -> float:
     with FlopCounterMode(display=False) as counter:
         call()
     return float(counter.get_total_flops())
+
+
+class Unwatched(Watch):
+    """Takes nothing down."""
+
+    def passed(self, *_: object) -> None:
+        """Take nothing."""
+
+    given = stepped = epoch = passed
+
+
+def through(name, made):
+    """A step by a library."""
+    library = implementations.load(name)
+
+    def step(indices):
+        one = one_step(made, indices)
+        library.fit(one, Unwatched(one))
+
+    return step
 
 
 def steps() -> None:
@@ -87,7 +107,7 @@ def steps() -> None:
                     job(replace(made, privacy=None if engine == "plain" else privacy())), train=fixed(size, tokens)
                 )
                 one.backbone.model.train()
-                run = ours(one) if engine in ("plain", "private") else getattr(peers, engine)(one, one.train.cut)
+                run = ours(one) if engine in ("plain", "private") else through(f"opacus_{engine}", one)
                 call = lambda run=run: run(list(range(size)))  # noqa: E731
                 took = seconds(call, 3 if A.tiny else 5)
                 line[engine] = {"ms": 1e3 * statistics.median(took), "spread": max(took) / min(took), **peak(call)}

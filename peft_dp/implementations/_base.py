@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -96,18 +96,24 @@ class Library(Implementation):
 
     def step_bytes(self, job: Job) -> int:
         """Return the peak bytes of a training of one step on a copy of the job, its optimiser's state among them."""
-        order = sorted(range(len(job.train)), key=lambda index: -job.train.lengths[index])[: job.plan.batch]
-        train = replace(
-            job.train,
-            ids=[job.train.ids[at] for at in order],
-            types=[job.train.types[at] for at in order],
-            labels=job.train.labels[order],
-            reads=[job.train.reads[at] for at in order] if job.train.reads else None,
-        )
-        plan = replace(job.plan, examples=len(order), steps=1, steps_per_epoch=1, sample_rate=1.0)
-        one = replace(job, plan=plan, train=train, spec=replace(job.spec, epochs=1), backbone=deepcopy(job.backbone))
+        order = sorted(range(len(job.train)), key=lambda index: -job.train.lengths[index])
+        one = replace(one_step(job, order[: job.plan.batch]), backbone=deepcopy(job.backbone))
         one.backbone.model.train()
         return cost.peak_bytes(lambda: self.fit(one, Watch(one)), job.device)
+
+
+def one_step(job: Job, indices: Sequence[int]) -> Job:
+    """Return a job on the same model whose training is one step, over these examples."""
+    train = replace(
+        job.train,
+        ids=[job.train.ids[at] for at in indices],
+        types=[job.train.types[at] for at in indices],
+        labels=job.train.labels[list(indices)],
+        reads=[job.train.reads[at] for at in indices] if job.train.reads else None,
+    )
+    number = len(indices)
+    plan = replace(job.plan, examples=number, batch=number, steps=1, steps_per_epoch=1, sample_rate=1.0)
+    return replace(job, plan=plan, train=train, spec=replace(job.spec, epochs=1))
 
 
 class Watch:
@@ -124,10 +130,10 @@ class Watch:
         self._passes: list[tuple[list[int], Tensor, Tensor]] = []
         self._open()
 
-    def passed(self, indices: list[int], losses: Tensor, norms: Tensor | None = None) -> None:
-        """Take a physical batch: its examples, their losses [B], and their gradients' norms [B] if private."""
+    def passed(self, indices: list[int], losses: Tensor, norms: Callable[[], Tensor] | None = None) -> None:
+        """Take a physical batch: its examples, their losses [B], and what gives their gradients' norms [B]."""
         losses = losses.detach()
-        self._passes.append((indices, losses, losses.new_empty(0) if norms is None else norms.detach()))
+        self._passes.append((indices, losses, norms().detach() if norms else losses.new_empty(0)))
 
     def given(
         self, gradient: Mapping[str, Tensor], summed: Sequence[Tensor], released: Sequence[Tensor] | None = None

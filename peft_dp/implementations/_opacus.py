@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from typing import Any, ClassVar
 
@@ -81,13 +82,15 @@ class Opacus(Library):
             private.attach_step_hook(made)
             optimiser.register_step_post_hook(updated)
             shared = BatchMemoryManager(data_loader=loader, max_physical_batch_size=PHYSICAL, optimizer=private)
-            with noise, shared as batches:
+            with shared as batches:
                 for _ in range(job.spec.epochs):
                     for inputs, labels, indices in batches:
-                        loss = loss_of(module(**inputs), labels)
-                        loss.backward()
-                        watch.passed(indices.tolist(), criterion.losses, self.norms(module, trained))
-                        private.step()
+                        with torch.autocast(job.device, torch.bfloat16, enabled=job.spec.precision == "bf16"):
+                            output = module(**inputs)
+                        loss_of(output, labels).backward()
+                        watch.passed(indices.tolist(), criterion.losses, partial(self.norms, module, trained))
+                        with noise:
+                            private.step()
                         private.zero_grad()
                     watch.epoch()
         module.remove_hooks()
@@ -132,7 +135,7 @@ class _Criterion(nn.Module):
     def forward(self, output: Any, labels: Tensor) -> Tensor:
         """Return the mean loss, or the loss of each example [B]."""
         logits = output if isinstance(output, Tensor) else output.logits
-        self.losses = self._job.loss(logits, labels)
+        self.losses = self._job.loss(logits.float(), labels)
         return self.losses if self.reduction == "none" else self.losses.mean()
 
 

@@ -15,6 +15,8 @@ from pathlib import Path
 from peft_dp import machine
 
 PINS = ("torch", "transformers", "tokenizers", "opacus", "datasets", "numpy", "scipy", "scikit-learn", "safetensors")
+ALSO = ("peft", "accelerate")
+"""Packages that only runs through a library use, which have its hash in their key."""
 LIBRARIES = ("torch", "transformers", "opacus", "peft", "accelerate")
 """Libraries whose source a run may go through."""
 
@@ -38,7 +40,7 @@ def environment() -> dict[str, object]:
         "cuda": torch.version.cuda if gpu else None,
         "coarse_products": coarse_products(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "versions": versions(),
+        "versions": versions() | versions(ALSO),
         "sources": library_sources(),
         **_git(Path(__file__).parents[1]),
     }
@@ -66,8 +68,8 @@ def library_sources() -> dict[str, str]:
 
 
 @cache
-def versions() -> dict[str, str | None]:
-    """Package -> installed version, of all whose release may change a result."""
+def versions(packages: tuple[str, ...] = PINS) -> dict[str, str | None]:
+    """Package -> installed version, of all whose release may change a result of our own code."""
 
     def installed(package: str) -> str | None:
         try:
@@ -75,7 +77,7 @@ def versions() -> dict[str, str | None]:
         except PackageNotFoundError:
             return None
 
-    return {package: installed(package) for package in PINS}
+    return {package: installed(package) for package in packages}
 
 
 def _cpu() -> str:

@@ -75,6 +75,12 @@ class Cell:
             return found
         raise ValueError(f"{self.id}: its table has no row of the same run by implementation 'own': add one")
 
+    @property
+    def through(self) -> list[Cell]:
+        """The cells of the same run through libraries, where this is our own code's."""
+        others = [replace(self, row=row) for row in self.table.rows if self.task in row.cells and not row.cannot]
+        return [other for other in others if other.spec != self.spec and other.spec.own() == self.spec]
+
     def check_settings(self) -> None:
         """Raise ValueError, naming file, row and field, if the row's method does not take its settings."""
         from peft_dp import implementations, methods  # whose files import torch

@@ -13,7 +13,7 @@ from tabulate import LATEX_ESCAPE_RULES, tabulate
 
 from peft_dp.records import Record
 from peft_dp.spec import to_json
-from peft_dp.suite.report.table import SIGNS, Grid, counts, grids, headline, not_run
+from peft_dp.suite.report.table import SIGNS, Grid, counts, grids, headline, not_run, side_by_side
 from peft_dp.suite.verdicts.cells import Verdict
 from peft_dp.suite.verdicts.replay import flat
 
@@ -37,7 +37,7 @@ def to_markdown(verdicts: Sequence[Verdict]) -> str:
         table = [[_markdown(cell) for cell in row] for row in rows]
         heading = f"### {_markdown(grid.name)}: {_markdown(grid.title)}"
         parts += [heading, tabulate(table, [*map(_markdown, headers)], tablefmt="github", disable_numparse=True)]
-    parts += [f"- {_markdown(reason)}" for reason in not_run(verdicts)]
+    parts += [f"- {_markdown(line)}" for line in (*side_by_side(verdicts), *not_run(verdicts))]
     return "\n\n".join(parts) + "\n"
 
 

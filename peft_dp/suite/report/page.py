@@ -24,7 +24,7 @@ from peft_dp.suite.papers.table import Row, Table, table_files
 from peft_dp.suite.report.figures.drawing import QUANTITIES, Figure, json_values
 from peft_dp.suite.report.figures.every import table_figures
 from peft_dp.suite.report.figures.values import our_mean
-from peft_dp.suite.report.table import SIGNS, spent
+from peft_dp.suite.report.table import SIGNS, side_by_side, spent
 from peft_dp.suite.verdicts.cells import Verdict
 from peft_dp.suite.verdicts.claims import judge_claim
 from peft_dp.suite.verdicts.finding import Status
@@ -96,7 +96,7 @@ def page(folder: Folder) -> str:
 
     scripts = [get_plotlyjs(), (FOLDER / "page.js").read_text(encoding="utf-8")]
     templates = Environment(loader=FileSystemLoader(FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    helpers = (about, asked, averages, number, numbers, of_counts, short, shown, trained)
+    helpers = (about, asked, averages, number, numbers, of_counts, short, shown, side_by_side, trained)
     templates.globals |= {helper.__name__: helper for helper in helpers} | {"counted": Counter}
     blocks = _blocks(folder.verdicts)
     records = [*(record for verdict in folder.verdicts for record in verdict.records), *folder.others]

@@ -132,11 +132,42 @@ def render_table(verdicts: Sequence[Verdict], *, width: int = 120, verbose: bool
     """
     ran = [verdict for verdict in verdicts if verdict.records]
     parts = [_lines(ran, colour)] if verbose and ran else [_fitted(grid, width, colour) for grid in grids(verdicts)]
+    parts += ["\n".join(side_by_side(ran))]
     parts += [_painted(str(verdict), verdict.status, colour) for verdict in ran if verdict.status == "differs"]
     parts += ["\n".join(causes(ran))]
     parts += [_legend(verdicts, colour)] if ran else []
     parts += ["\n".join(not_run(verdicts))]
     return "\n\n".join(part for part in parts if part)
+
+
+def side_by_side(verdicts: Sequence[Verdict]) -> list[str]:
+    """Return a line for each run that was made by our own code and through libraries: scores, seconds and memory.
+
+    A score with = repeats ours but for rounding, one with != does not.
+    """
+    ran = {verdict.cell.id: verdict for verdict in verdicts if verdict.records}
+    lines = []
+    for verdict in ran.values():
+        others = [ran[cell.id] for cell in verdict.cell.through if cell.id in ran]
+        if others:
+            scores = [f"own {_mean(verdict, 'score'):.1f}"]
+            scores += [
+                f"{'=' if other.status == 'reproduced' else '!='} {other.cell.spec.implementation} "
+                f"{_mean(other, 'score'):.1f}"
+                for other in others
+            ]
+            seconds = ", ".join(f"{_mean(other, 'epoch_seconds'):.2f}" for other in others)
+            memory = ", ".join(f"{_mean(other, 'peak_bytes') / 1e6:.0f}" for other in others)
+            lines.append(
+                f"{verdict.cell.row.id} {verdict.cell.task}: {' '.join(scores)}; "
+                f"epoch {_mean(verdict, 'epoch_seconds'):.2f} s against {seconds} s; "
+                f"peak {_mean(verdict, 'peak_bytes') / 1e6:.0f} MB against {memory} MB"
+            )
+    return lines
+
+
+def _mean(verdict: Verdict, quantity: str) -> float:
+    return fmean((record.values | record.cost)[quantity] for record in verdict.records)
 
 
 def _fitted(grid: Grid, width: int, colour: bool) -> str:

@@ -18,8 +18,9 @@ MOST_BANDS = 1e9
 
 def replays_of(cell: Cell, records: Sequence[Record]) -> list[Replay]:
     """Return each run beside the recorded run of its seed, where there is one."""
+    beside = "its recording" if cell.own is cell else "our own run"
     return [
-        replay(record, cell.runs[seed], cell.scores_by_seed[seed], cell.drift)
+        replay(record, cell.runs[seed], cell.scores_by_seed[seed], cell.drift, beside)
         for record in records
         if record.trace and (seed := record.spec.seed) in cell.runs
     ]
@@ -49,9 +50,18 @@ def repeated(records: Sequence[Record], replays: Sequence[Replay], provenance: M
         if worst.parted:
             now = next(record.environment for record in records if record.spec.seed == worst.seed)
             words += f"; what differs: {unlike(now, provenance) or 'no version, nor the machine'}"
+        if libraries := _through(records[0]):
+            words += f"; made by {libraries}"
         over = min(worst.over(worst.parted or worst.largest), MOST_BANDS)
         found.append(Finding(quantity=REPLAY, expected=0.0, ours=over, allowed=1.0, unusual=1.0, band=words))
     return found
+
+
+def _through(record: Record) -> str:
+    """Return the libraries that made a run, with their versions; empty for our own code."""
+    versions = record.environment.get("versions") or {}
+    made = [name for name in record.sources if name in versions]
+    return ", ".join(f"{name} {versions[name]}" for name in made)
 
 
 def beside_baseline(records: Sequence[Record], baseline: Mapping[str, Record]) -> list[Finding]:
