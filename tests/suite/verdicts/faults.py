@@ -47,15 +47,22 @@ class Fault:
 
     Attributes:
         name: What is wrong.
-        row: The row of the smoke table that runs, on sentiment.
+        row: The row that runs, on sentiment.
         edits: Module -> text -> what stands in its place.
         place: A regular expression of where the run must part from its recording.
+        table: The embedded table of the row.
     """
 
     name: str
     row: str
     edits: dict[str, dict[str, str]]
     place: str
+    table: str = "smoke"
+
+    @property
+    def cell(self) -> str:
+        """The cell that runs."""
+        return f"embedded/{self.table}/{self.row}/sentiment"
 
 
 PHASE, SUM, GRADIENT, SAMPLING = (
@@ -360,3 +367,199 @@ FAULTS = [
         "score",
     ),
 ]
+
+LORA, BITFIT = "peft.tuners.lora.layer", "opacus.grad_sample.linear"
+OPTIMISER, GHOST = "opacus.optimizers.optimizer", "opacus.optimizers.optimizer_fast_gradient_clipping"
+COEFFICIENT = "self.max_grad_norm / (per_sample_norms + 1e-6)"
+SKIP = "        self.clip_and_accumulate()\n        if self._check_skip_next_step():"
+GHOST_SKIP = "        self.accumulate()\n        if self._check_skip_next_step():"
+TWICE = "        self.add_noise()\n        for p in self.params:\n            p.summed_grad = p.grad.clone()\n        if self._check_skip_next_step():"
+TRAINER = "transformers.trainer"
+
+LIBRARY_FAULTS = [
+    Fault(
+        "peft: LoRA's scaling x2",
+        "lora-peft",
+        {LORA: {"self.scaling[adapter_name] = lora_alpha / r": "self.scaling[adapter_name] = 2 * lora_alpha / r"}},
+        "gradient of step 1",
+        "libraries",
+    ),
+    Fault(
+        "peft: the same in a private run",
+        "lora-dp-peft",
+        {LORA: {"self.scaling[adapter_name] = lora_alpha / r": "self.scaling[adapter_name] = 2 * lora_alpha / r"}},
+        "norms of the gradients of step 1",
+        "libraries",
+    ),
+    Fault(
+        "peft: B starts at random",
+        "lora-peft",
+        {
+            LORA: {
+                "nn.init.zeros_(self.lora_B[adapter_name].weight)": "nn.init.normal_(self.lora_B[adapter_name].weight, std=1e-4)"
+            }
+        },
+        "initial values",
+        "libraries",
+    ),
+    Fault(
+        "peft: LN tuning leaves the bias as it was",
+        "norms-peft",
+        {
+            "peft.tuners.ln_tuning.layer": {
+                "result = self.ln_tuning_layers[active_adapter](x, *args, **kwargs)": (
+                    "layer = self.ln_tuning_layers[active_adapter]; "
+                    "result = nn.functional.layer_norm(x, layer.normalized_shape, layer.weight, self.base_layer.bias, layer.eps)"
+                )
+            }
+        },
+        ".*",
+        "libraries",
+    ),
+    Fault(
+        "Opacus: the clip factor is not bounded by 1",
+        "bitfit-dp-hooks",
+        {OPTIMISER: {").clamp(max=1.0)": ")"}},
+        "clipping of step 1",
+        "libraries",
+    ),
+    Fault(
+        "Opacus: the clip factor x3",
+        "lora-dp-hooks",
+        {OPTIMISER: {COEFFICIENT: f"3 * {COEFFICIENT}"}},
+        "clipping of step 1",
+        "libraries",
+    ),
+    Fault(
+        "Opacus: a ghost norm without its root at a bias",
+        "bitfit-dp-ghost",
+        {
+            BITFIT: {
+                'torch.sqrt(torch.einsum("n...i->n", ggT).clamp(min=0))': 'torch.einsum("n...i->n", ggT).clamp(min=0)'
+            }
+        },
+        "norms of the gradients of step 1",
+        "libraries",
+    ),
+    Fault(
+        "Opacus: the gradient of a bias 1 % too long",
+        "bitfit-dp-hooks",
+        {BITFIT: {'torch.einsum("n...k->nk", backprops)': '1.01 * torch.einsum("n...k->nk", backprops)'}},
+        "norms of the gradients of step 1",
+        "libraries",
+    ),
+    Fault(
+        "Opacus: noise x1.02",
+        "lora-dp-hooks",
+        {
+            OPTIMISER: {
+                "std=self.noise_multiplier * self.max_grad_norm": "std=1.02 * self.noise_multiplier * self.max_grad_norm"
+            }
+        },
+        "noise of step 1",
+        "libraries",
+    ),
+    Fault(
+        "Opacus: noise x0.98 with ghost clipping",
+        "lora-dp-ghost",
+        {
+            GHOST: {
+                "std=effective_noise_multiplier * self.max_grad_norm": (
+                    "std=0.98 * effective_noise_multiplier * self.max_grad_norm"
+                )
+            }
+        },
+        "noise of step 1",
+        "libraries",
+    ),
+    Fault(
+        "Opacus: noise per physical batch",
+        "lora-dp-hooks",
+        {OPTIMISER: {SKIP: SKIP.replace("        if self._check_skip_next_step():", TWICE)}},
+        "clipping of step 1",
+        "libraries",
+    ),
+    Fault(
+        "Opacus: noise per physical batch, with ghost clipping",
+        "lora-dp-ghost",
+        {GHOST: {GHOST_SKIP: GHOST_SKIP.replace("        if self._check_skip_next_step():", TWICE)}},
+        "clipping of step 1",
+        "libraries",
+    ),
+    Fault(
+        "Opacus: a sampling rate 1 % too high",
+        "bitfit-dp-hooks",
+        {"opacus.utils.uniform_sampler": {"< self.sample_rate": "< 1.01 * self.sample_rate"}},
+        "order of batches",
+        "libraries",
+    ),
+    Fault(
+        "Opacus: the expected batch off by one",
+        "bitfit-dp-ghost",
+        {
+            OPTIMISER: {
+                "p.grad /= self.expected_batch_size * self.accumulated_iterations": (
+                    "p.grad /= (self.expected_batch_size + 1) * self.accumulated_iterations"
+                )
+            }
+        },
+        "mean gradient of step 1",
+        "libraries",
+    ),
+    Fault(
+        "transformers: one layer's attention sees the padding",
+        "bitfit-trainer",
+        {
+            BERT: {
+                "attention_mask = attention_mask if not self.is_cross_attention else encoder_attention_mask": (
+                    "attention_mask = None if self.self.layer_idx == 1 else attention_mask"
+                )
+            }
+        },
+        "loss of step 1",
+        "libraries",
+    ),
+    Fault(
+        "transformers: the loss is divided once more under accumulation",
+        "bitfit-accumulated",
+        {TRAINER: {"            if not loss_is_scaled_for_ga:": "            if True:"}},
+        "gradient of step 1",
+        "libraries",
+    ),
+    Fault(
+        "transformers: Trainer warms up one step longer",
+        "bitfit-trainer",
+        {
+            TRAINER: {
+                "self.args.get_warmup_steps(num_training_steps)": "self.args.get_warmup_steps(num_training_steps) + 1"
+            }
+        },
+        "update of step [123]",
+        "libraries",
+    ),
+]
+"""Faults in the text of libraries, seen by a run through them."""
+
+EXACT_FAULTS = {
+    "peft: dropout in evaluation": (
+        {
+            LORA: {
+                "nn.Dropout(p=lora_dropout)": "nn.AlphaDropout(p=lora_dropout).requires_grad_(False); lora_dropout_layer.forward = lambda x: 0.5 * x"
+            }
+        },
+        "dropout",
+    ),
+    "peft: merging subtracts": (
+        {LORA: {"base_layer.weight.data += delta_weight": "base_layer.weight.data -= delta_weight"}},
+        "merged",
+    ),
+    "Opacus: a convolution's gradient 1 % too long": (
+        {"opacus.grad_sample.conv": {"    return ret\n": "    return {p: 1.01 * g for p, g in ret.items()}\n"}},
+        "convolution",
+    ),
+    "transformers: an entity's loss over the padding": (
+        {BERT: {"loss_fct = CrossEntropyLoss()": "loss_fct = CrossEntropyLoss(label_smoothing=0.01)"}},
+        "entity",
+    ),
+}
+"""Faults that no run shows -> their edits, and what the name of an exact check of `bench/test_libraries.py` holds."""
