@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import os
 import runpy
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import distribution
+from importlib.util import find_spec
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -94,3 +97,15 @@ def _become(words: Sequence[str], cwd: str, output: Connection, environment: Map
     sys.path[:] = [*added, *(path for path in sys.path if path not in added)]
     sys.argv[:] = words
     runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+
+
+def installed(name: str, folder: Path) -> Path:
+    """Copy an installed package, with what says its version, into a folder; return the copy."""
+    spec = find_spec(name)
+    assert spec
+    assert spec.origin
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(Path(spec.origin).parent, folder / name, ignore=ignored)
+    about = f"{name}-{distribution(name).version}.dist-info"
+    shutil.copytree(Path(spec.origin).parents[1] / about, folder / about)
+    return folder / name

@@ -70,7 +70,7 @@ class Opacus(Library):
             def made(step: Any) -> None:
                 account(step)
                 summed = [parameter.summed_grad for parameter in trained]
-                drawn = noise.taken()
+                drawn = noise.taken()[-len(trained) :]
                 released = [total + part for total, part in zip(summed, drawn, strict=True)] if drawn else summed
                 given = zip(job.backbone.trained(), trained, strict=True)
                 watch.given({name: parameter.grad for name, parameter in given}, summed, released)

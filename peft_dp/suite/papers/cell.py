@@ -78,7 +78,8 @@ class Cell:
     @property
     def through(self) -> list[Cell]:
         """The cells of the same run through libraries, where this is our own code's."""
-        others = [replace(self, row=row) for row in self.table.rows if self.task in row.cells and not row.cannot]
+        rows = [row for row in self.table.rows if "implementation" in row.spec and not row.cannot]
+        others = [replace(self, row=row) for row in rows if self.task in row.cells]
         return [other for other in others if other.spec != self.spec and other.spec.own() == self.spec]
 
     def check_settings(self) -> None:

@@ -403,17 +403,16 @@ LIBRARY_FAULTS = [
         "libraries",
     ),
     Fault(
-        "peft: LN tuning leaves the bias as it was",
+        "peft: LN tuning with a bias 1 % too large",
         "norms-peft",
         {
             "peft.tuners.ln_tuning.layer": {
                 "result = self.ln_tuning_layers[active_adapter](x, *args, **kwargs)": (
-                    "layer = self.ln_tuning_layers[active_adapter]; "
-                    "result = nn.functional.layer_norm(x, layer.normalized_shape, layer.weight, self.base_layer.bias, layer.eps)"
+                    "layer = self.ln_tuning_layers[active_adapter]; result = layer(x) + 0.01 * layer.bias"
                 )
             }
         },
-        ".*",
+        "loss of step 1",
         "libraries",
     ),
     Fault(

@@ -3,32 +3,17 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
-from importlib.metadata import distribution
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from ...processes import ROOT
+from ...processes import ROOT, installed
 
 pytestmark = pytest.mark.slow
 
 CELL = "embedded/smoke/lora/sentiment"
-
-
-def installed(name: str, folder: Path) -> Path:
-    """Copy an installed package, with what says its version, into a folder; return the copy."""
-    spec = find_spec(name)
-    assert spec
-    assert spec.origin
-    ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(Path(spec.origin).parent, folder / name, ignore=ignored)
-    about = f"{name}-{distribution(name).version}.dist-info"
-    shutil.copytree(Path(spec.origin).parents[1] / about, folder / about)
-    return folder / name
 
 
 def peft_dp(*words: str, path: str = "") -> subprocess.CompletedProcess[str]:
