@@ -94,7 +94,7 @@ print(json.dumps([m.__file__ for n, m in sys.modules.items() if n.startswith("pe
 """
     done = subprocess.run([sys.executable, "-c", run], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = {Path(file) for file in json.loads(done.stdout)}
-    held = set(code.files("runs", "methods.lora", "backbones.minilm", "tasks.generated"))
+    held = set(code.files("runs", "methods.lora", "backbones.minilm", "implementations.own", "tasks.generated"))
     found_by_name = {path for path in loaded if path.parent.name == "tasks"}  # to find the task's
 
     assert code.FOLDER / "training" / "loop.py" in loaded

@@ -68,8 +68,8 @@ def library_sources() -> dict[str, str]:
 
 
 @cache
-def versions(packages: tuple[str, ...] = PINS) -> dict[str, str | None]:
-    """Package -> installed version, of all whose release may change a result of our own code."""
+def versions(packages: tuple[str, ...] = ()) -> dict[str, str | None]:
+    """Package -> installed version; by default of all whose release may change a result of our own code."""
 
     def installed(package: str) -> str | None:
         try:
@@ -77,7 +77,7 @@ def versions(packages: tuple[str, ...] = PINS) -> dict[str, str | None]:
         except PackageNotFoundError:
             return None
 
-    return {package: installed(package) for package in packages}
+    return {package: installed(package) for package in packages or PINS}
 
 
 def _cpu() -> str:

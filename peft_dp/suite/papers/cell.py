@@ -68,7 +68,7 @@ class Cell:
         Raises:
             ValueError: The table has no row of it.
         """
-        if self.spec.implementation == "own" or self.row.cannot:
+        if "implementation" not in self.row.spec or self.row.cannot:
             return self
         others = (replace(self, row=row) for row in self.table.rows if self.task in row.cells)
         if found := next((other for other in others if other.spec == self.spec.own()), None):

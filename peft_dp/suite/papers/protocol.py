@@ -20,7 +20,7 @@ from peft_dp.suite.papers import reader
 from peft_dp.suite.papers.reader import read
 from peft_dp.validate import short
 
-APART = ("budget", "seed", "reuse", "precision", "weights")
+APART = ("budget", "seed", "reuse", "precision", "weights", "implementation")
 """Fields of `Spec` that are no paper's to state: how this project spends work, draws and computes."""
 PARTS = {"privacy": Privacy, "optimiser": Optimiser}
 NAMES = {f.name for f in fields(Spec)} - {*APART, *PARTS, "config"} | {
