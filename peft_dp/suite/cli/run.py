@@ -37,7 +37,7 @@ def run(options: Namespace) -> int:
     others = {name: value for name in own if (value := getattr(options, name)) not in (None, own[name])}
     start = datetime.now(UTC).isoformat(timespec="seconds")
     record = run(replace(cell.spec.seeded(options.seed), **others), places(options), records, progress())
-    verdict = judge_cell(cell, [record]) if not others else None
+    verdict = judge_cell(cell, [record], places=places(options)) if not others else None
     file = records.path(record.spec, record.key)
     gave: dict[str, Any] = {"values": record.values, "cost": record.cost, "ledger": record.ledger}
     if options.json:

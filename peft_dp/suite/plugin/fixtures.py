@@ -79,7 +79,7 @@ def check(
         if cell.row.cannot:
             why = f"its row says that it cannot, in the words {cell.row.cannot!r}"
             pytest.fail(f"{cell.id}: {cell.spec.implementation} runs it now, but {why}: take them out", pytrace=False)
-        verdict = judge_cell(cell, records, config.stash[KEY].baseline)
+        verdict = judge_cell(cell, records, config.stash[KEY].baseline, config.stash[KEY].places)
         tell(cell, [config.stash[RECORDS].path(record.spec, record.key) for record in records])
         benchmark.extra_info.update(extra_info(verdict))
         request.node.user_properties.extend(_properties(verdict))

@@ -58,7 +58,8 @@ class Summary:
         cell = self._cells[told["cell"]]
         verdict = Verdict(cell=cell, reason=told["reason"])
         if told["records"]:
-            verdict = judge_cell(cell, [read(Path(path)) for path in told["records"]], self.config.stash[KEY].baseline)
+            held, records = self.config.stash[KEY], [read(Path(path)) for path in told["records"]]
+            verdict = judge_cell(cell, records, held.baseline, held.places)
             if hasattr(report, "node"):
                 self.benchmarks[report.nodeid] = benchmarks.entry(report, verdict)
         self.verdicts[cell.id] = verdict

@@ -34,6 +34,8 @@ class Sign(NamedTuple):
     meaning: str
 
 
+UNSTEADY = 1.5
+"""Ratio of two epochs' seconds of the clock per processor second, beyond which other load is to blame."""
 SIGNS: dict[Status, Sign] = {
     "reproduced": Sign("=", 32, "repeats what was recorded, or equal as far as the dev set can tell"),
     "consistent": Sign("+", 32, f"not shown to differ, where {USEFUL:g} points would have been"),
@@ -136,7 +138,7 @@ def render_table(verdicts: Sequence[Verdict], *, width: int = 120, verbose: bool
     parts += [_painted(str(verdict), verdict.status, colour) for verdict in ran if verdict.status == "differs"]
     parts += ["\n".join(causes(ran))]
     parts += [_legend(verdicts, colour)] if ran else []
-    parts += ["\n".join(not_run(verdicts))]
+    parts += ["\n".join(disturbed(ran)), "\n".join(not_run(verdicts))]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -253,6 +255,25 @@ def _legend(verdicts: Sequence[Verdict], colour: bool) -> str:
     ]
     heading = f"{len(verdicts)} cells: ours/expected, and the verdict on all that is expected of a cell"
     return f"{heading}\n" + tabulate(lines, tablefmt="plain", disable_numparse=True)
+
+
+def disturbed(verdicts: Sequence[Verdict]) -> list[str]:
+    """Return a line on the runs whose seconds mislead: other load took the processor away in some of their epochs.
+
+    Seconds of the clock per processor second are then not the same in all epochs. Epochs of less than a second are
+    left out, for the clock of the processor is coarse.
+    """
+    found = []
+    for verdict in verdicts:
+        for record in verdict.records:
+            long = [epoch for epoch in record.trail if epoch.seconds > 1 and epoch.processor_seconds > 0]
+            shares = [epoch.seconds / epoch.processor_seconds for epoch in long]
+            if shares and max(shares) > UNSTEADY * min(shares):
+                found.append(f"{verdict.cell.id} seed {record.spec.seed}")
+    if not found:
+        return []
+    runs = f"{len(found)} run{'s' * (len(found) > 1)}"
+    return [f"other load stretched an epoch of {runs}, whose seconds mislead: {', '.join(found)}"]
 
 
 def not_run(verdicts: Sequence[Verdict]) -> list[str]:

@@ -12,12 +12,14 @@ at 5 %) that another sample of dev examples would move it as far; else it is und
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import shlex
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf, nan, sqrt
 from statistics import NormalDist, fmean, variance
 
 from peft_dp import tasks
+from peft_dp.machine import Places
 from peft_dp.records import Record
 from peft_dp.suite.papers.cell import Cell
 from peft_dp.suite.papers.table import Expect
@@ -58,12 +60,14 @@ class Verdict:
         records: Its runs, one a seed; empty where it did not run.
         findings: One a quantity that something is expected of.
         reason: Why it did not run, or why the difference is known.
+        places: Where it ran; None where that is not known.
     """
 
     cell: Cell
     records: Sequence[Record] = ()
     findings: Sequence[Finding] = ()
     reason: str = ""
+    places: Places | None = None
 
     @property
     def status(self) -> Status:
@@ -84,10 +88,20 @@ class Verdict:
         return next((finding for finding in self.findings if finding.quantity == quantity), None)
 
     def __str__(self) -> str:
-        """Every number, and the command that runs the cell again."""
+        """Every number, and the command that runs the cell again, of the first seed where it has several."""
         lines = [f"{self.cell.id}: {self.status}", *map(str, self.findings)]
-        seeds = "".join(f" --seed {record.spec.seed}" for record in self.records[:1] if record.spec.seed)
-        return "\n".join([*lines, f"again: peft-dp run {self.cell.id}{seeds}"])
+        return "\n".join([*lines, f"again: {shlex.join(['peft-dp', 'run', self.cell.id, *self._options()])}"])
+
+    def _options(self) -> Iterator[str]:
+        seed = self.records[0].spec.seed if self.records else 0
+        if seed:
+            yield from ("--seed", str(seed))
+        if self.places:
+            for name in ("data", "backbones"):
+                if folder := getattr(self.places, name):
+                    yield from (f"--{name}", str(folder))
+            if self.places.device != "auto":
+                yield from ("--device", self.places.device)
 
 
 def _asserted(cell: Cell) -> list[str]:
@@ -100,13 +114,19 @@ def lacking(cell: Cell, record: Record) -> str:
     return f"{cell.id} expects {short(name)}, which its record does not have" if name is not None else ""
 
 
-def judge_cell(cell: Cell, records: Sequence[Record], baseline: Mapping[str, Record] | None = None) -> Verdict:
+def judge_cell(
+    cell: Cell,
+    records: Sequence[Record],
+    baseline: Mapping[str, Record] | None = None,
+    places: Places | None = None,
+) -> Verdict:
     """The verdict of a cell from its records, one a seed.
 
     Args:
         cell: The cell.
         records: Its runs.
         baseline: Digest of a spec -> an earlier run, to which ours of that spec is held too; None for no baseline.
+        places: Where they ran, for the command that runs the cell again.
 
     Raises:
         ValueError: A quantity is expected that a record lacks.
@@ -124,7 +144,7 @@ def judge_cell(cell: Cell, records: Sequence[Record], baseline: Mapping[str, Rec
         findings += repeated(records, replays, cell.provenance)
     findings += [] if baseline is None else beside_baseline(records, baseline)
     findings += [*_learnt(cell, records), *_noise(records)]
-    return Verdict(cell=cell, records=records, findings=findings, reason=cell.row.differs)
+    return Verdict(cell=cell, records=records, findings=findings, reason=cell.row.differs, places=places)
 
 
 def _seeds(records: Sequence[Record]) -> set[int]:

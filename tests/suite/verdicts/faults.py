@@ -296,6 +296,12 @@ FAULTS = [
     ),
     # The update.
     Fault(
+        "a penalty divided by the batch",
+        "diff-pruning-dp",
+        {GRADIENT: {"_add_gradient(mean, penalty, ": "_add_gradient(mean, penalty / size, "}},
+        "mean gradient of step 1",
+    ),
+    Fault(
         "a rate 1 % too high",
         "protocol",
         {PHASE: {"rates.get(name, optimiser.rate)": "1.01 * rates.get(name, optimiser.rate)"}},
