@@ -115,9 +115,9 @@ class PrivacyEngine:
             check_independent(self._model, lambda: losses(list(indices[:2])))
             self._checked, self._check_at = now, 2 * self._drawn
         cuts = [list(indices[at : at + self._physical]) for at in range(0, len(indices), self._physical)]
-        sums = noised_sum(self._model, losses, cuts, self._plan, self._noise)
+        found = noised_sum(self._model, losses, cuts, self._plan, self._noise, divisor=self._plan.batch)
         self._steps += 1
-        self._given = {name: total.div_(self._plan.batch) for name, total in sums.items()}
+        self._given = dict(found)
         for name, parameter in self._model.named_parameters():
             parameter.grad = self._given.get(name)
 

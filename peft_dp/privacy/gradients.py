@@ -25,18 +25,18 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from peft_dp.models.backbone import trained_parameters
-from peft_dp.privacy.per_example import Each, Part
+from peft_dp.privacy.per_example import Each, Part, together, zeroed
 from peft_dp.privacy.taps import Call, Taps, expanded
 
 if TYPE_CHECKING:
@@ -54,10 +54,52 @@ GAMMA = 0.01
 """Of automatic clipping (Bu et al. 2022, arXiv 2206.07136, AUTO-S; the value of DP-BiTFiT's code)."""
 
 
-def zeros(model: nn.Module) -> dict[str, Tensor]:
-    """Name -> zeros in the shape of each trained parameter, contiguous."""
+class Sums(dict[str, Tensor]):
+    """Name -> sum of the gradients of a trained parameter.
+
+    Attributes:
+        flat: All of them end to end, of which they are views, so that one operation serves all.
+    """
+
+    flat: Tensor
+
+    @classmethod
+    def like(cls, parameters: Mapping[str, Tensor]) -> Self:
+        """Return zeros in the shapes of parameters, which have one type and device."""
+        first = next(iter(parameters.values()))
+        flat = torch.zeros(sum(p.numel() for p in parameters.values()), dtype=first.dtype, device=first.device)
+        parts = torch.split(flat, [p.numel() for p in parameters.values()])
+        sums = cls((name, part.view(p.shape)) for (name, p), part in zip(parameters.items(), parts, strict=True))
+        sums.flat = flat
+        return sums
+
+    def add(self, names: Sequence[str], values: Tensor) -> None:
+        """Add to sums of those names, in the order that they have here, values [P] that lie end to end."""
+        runs: list[list[int]] = []  # start here and length, of those that lie end to end here too
+        for name in names:
+            start, size = int(self[name].storage_offset()), self[name].numel()
+            if runs and sum(runs[-1]) == start:
+                runs[-1][1] += size
+            else:
+                runs.append([start, size])
+        at = 0
+        for start, size in runs:
+            self.flat[start : start + size] += values[at : at + size]
+            at += size
+
+
+def zeros(model: nn.Module) -> Sums:
+    """Name -> zeros in the shape of each trained parameter.
+
+    Raises:
+        ValueError: Trained parameters have different types or devices.
+    """
     trained = trained_parameters(model)
-    return {name: torch.zeros_like(p, memory_format=torch.contiguous_format) for name, p in trained.items()}
+    kinds = {(p.dtype, p.device): name for name, p in trained.items()}
+    if len(kinds) > 1:
+        (_, one), (_, other), *_ = kinds.items()
+        raise ValueError(f"{one} and {other} train in different types or on different devices: bring them to one")
+    return Sums.like(trained)
 
 
 def factors(norms: Tensor, clip: float, clipping: str) -> Tensor:
@@ -85,21 +127,36 @@ class PerExample:
     @cached_property
     def norms(self) -> Tensor:
         """Norm of each example's gradient over all trained parameters [B]."""
-        return torch.stack([part.square_norm() for part in self.parts.values()]).sum(0).clamp(min=0).sqrt()
+        squares = [part.square_norm() for part in self.parts.values() if not isinstance(part, Each)]
+        if self._names:
+            squares.append(self._formed.square().sum(1))
+        return torch.stack(squares).sum(0).clamp(min=0).sqrt()
+
+    @cached_property
+    def _names(self) -> list[str]:
+        return [name for name, part in self.parts.items() if isinstance(part, Each)]
+
+    @cached_property
+    def _formed(self) -> Tensor:
+        """The gradients that are formed, side by side [B, P]: a few operations for all in place of some for each."""
+        return together([part for part in self.parts.values() if isinstance(part, Each)])
 
     def each(self) -> Tensor:
         """Gradients of each example [B, P], parameters flattened in the model's order."""
         return torch.cat([part.each().flatten(1) for part in self.parts.values()], dim=1)
 
-    def add_clipped(self, sums: dict[str, Tensor], clip: float, clipping: str) -> Tensor:
+    def add_clipped(self, sums: Sums, clip: float, clipping: str) -> Tensor:
         """Adds each example's clipped gradient to `sums`; gives the norms before clipping [B].
 
         An example without a finite gradient adds nothing: stopping because of it would tell of it.
         """
         weights, lost = factors(self.norms, clip, clipping), ~self.norms.isfinite()
         some = bool(lost.any())
+        if self._names:
+            sums.add(self._names, weights @ (zeroed(self._formed, lost) if some else self._formed))
         for name, part in self.parts.items():
-            (part.without(lost) if some else part).add_to(sums[name], weights)
+            if not isinstance(part, Each):
+                (part.without(lost) if some else part).add_to(sums[name], weights)
         return self.norms
 
 

@@ -24,11 +24,12 @@ def noised_sum(
     source: rng.Source,
     *,
     masks: Mapping[str, Tensor] | None = None,
+    divisor: float = 1.0,
     watch: Watch | None = None,
-    before_noise: Callable[[Mapping[str, Tensor]], None] | None = None,
+    before_noise: Callable[[Mapping[str, Tensor], float], None] | None = None,
     per_example_pass: Callable[..., PerExample] = per_example_pass,
 ) -> dict[str, Tensor]:
-    """Name of each trained parameter -> sum of the clipped gradients of a logical batch, noise added once.
+    """Name of each trained parameter -> sum of the clipped gradients of a logical batch, noise added once, divided.
 
     The noise does not depend on how many examples were drawn, nor on how they are cut.
 
@@ -39,8 +40,10 @@ def noised_sum(
         plan: Clip and noise; with clip = inf and noise 0 this is the ordinary gradient.
         source: Of the noise.
         masks: As in `gradients.per_example_pass`.
+        divisor: What the noised sum is divided by.
         watch: Sees each physical batch.
-        before_noise: Sees the sum, by name of parameter, before noise is added; nothing private may come of it.
+        before_noise: Sees the sum, by name of parameter, before noise is added, and what it is still to be multiplied
+            with; nothing private may come of it.
         per_example_pass: Gives the per-example gradients; the audit puts its canaries there.
 
     Raises:
@@ -48,32 +51,50 @@ def noised_sum(
         torch.OutOfMemoryError: One example alone is too large; of more than one, the halves are passed.
     """
     masks = masks or {}
-    trained = list(trained_parameters(model).values())
-    sums = zeros(model)
     watch = watch or (lambda cut, losses, norms: None)
-
-    def ordinary(cut: list[int]) -> tuple[Tensor, Sequence[Tensor]]:
-        each = losses(cut)
-        return each.detach(), torch.autograd.grad(each.sum(), trained)
-
+    if not plan.private:
+        mean = _mean(model, losses, cuts, divisor, watch)
+        if before_noise:
+            before_noise(mean, divisor)
+        return {name: value * masks[name] if name in masks else value for name, value in mean.items()}
+    sums = zeros(model)
     for cut in cuts:
-        if plan.private:
-            for part, found in finite_passes(model, losses, cut, masks, per_example_pass):
-                watch(part, found.losses, found.add_clipped(sums, plan.clip, plan.clipping))
-                del found  # before the next physical batch, not after it
-        else:
-            for part, (each, gradients) in halved(ordinary, cut):
-                for total, gradient in zip(sums.values(), gradients, strict=True):
-                    total += gradient
-                watch(part, each, each.new_empty(0))
-                del gradients  # before the next physical batch, not after it
+        for part, found in finite_passes(model, losses, cut, masks, per_example_pass):
+            watch(part, found.losses, found.add_clipped(sums, plan.clip, plan.clipping))
+            del found  # before the next physical batch, not after it
     if before_noise:
-        before_noise(sums)
-    if plan.private:
-        drawn = rng.normal(source, [*sums.values()], plan.noise_multiplier * plan.clip)
-        for total, noise in zip(sums.values(), drawn, strict=True):
-            total += noise
+        before_noise(sums, 1.0)
+    # From the operating system part by part, for such draws take much memory.
+    like = [sums.flat] if isinstance(source, torch.Generator) else [*sums.values()]
+    for total, noise in zip(like, rng.normal(source, like, plan.noise_multiplier * plan.clip), strict=True):
+        total += noise
     for name, total in sums.items():
         if name in masks:
             total *= masks[name]
+    sums.flat /= divisor
     return sums
+
+
+def _mean(
+    model: nn.Module, losses: Losses, cuts: Iterable[list[int]], divisor: float, watch: Watch
+) -> dict[str, Tensor]:
+    """Return the ordinary gradient, divided; of one physical batch as the backward pass gives it."""
+    trained = trained_parameters(model)
+    found: dict[str, Tensor] = {}
+
+    def ordinary(cut: list[int]) -> tuple[Tensor, Sequence[Tensor]]:
+        each = losses(cut)
+        # Divided where it is one value.
+        return each.detach(), torch.autograd.grad(each.sum() / divisor, list(trained.values()))
+
+    for physical in cuts:
+        for part, (each, gradients) in halved(ordinary, physical):
+            found = {
+                name: found[name] + gradient if found else gradient
+                for name, gradient in zip(trained, gradients, strict=True)
+            }
+            watch(part, each, each.new_empty(0))
+            del gradients  # before the next physical batch, not after it
+    if len({value.data_ptr() for value in found.values()}) < len(found):  # two that are added share one gradient
+        found = {name: value.clone() for name, value in found.items()}
+    return found or zeros(model)

@@ -7,7 +7,9 @@ short, and adds their weighted sum to a total; it can be narrowed to a mask
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -22,22 +24,23 @@ FORMED = 2**20
 class Each:
     """A parameter's gradient, formed for each example."""
 
-    gradient: Tensor  # [B, ...]
+    gradient: Tensor  # [B, ...], or in a packing [R S, ...] of its slots
+    packing: Packing | None = None
 
     def each(self) -> Tensor:
-        return self.gradient
+        return self.gradient if self.packing is None else self.gradient.index_select(0, self.packing.slots)
 
     def only(self, mask: Tensor) -> Masked:
-        return Masked(self.gradient[:, mask], mask)
+        return Masked(self.each()[:, mask], mask)
 
     def without(self, lost: Tensor) -> Each:
-        return Each(_zeroed(self.gradient, lost))
+        return Each(zeroed(self.each(), lost))
 
     def square_norm(self) -> Tensor:
-        return self.gradient.flatten(1).square().sum(1)
+        return self.each().flatten(1).square().sum(1)
 
     def add_to(self, total: Tensor, weights: Tensor) -> None:
-        total.view(-1).addmv_(self.gradient.flatten(1).T, weights)
+        total.view(-1).addmv_(self.each().flatten(1).T, weights)
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Masked:
         return zeros
 
     def without(self, lost: Tensor) -> Masked:
-        return Masked(_zeroed(self.entries, lost), self.mask)
+        return Masked(zeroed(self.entries, lost), self.mask)
 
     def square_norm(self) -> Tensor:
         return self.entries.square().sum(1)
@@ -86,7 +89,7 @@ class Product:
 
     def without(self, lost: Tensor) -> Product:
         lost = _to_rows(lost, self.packing)
-        return replace(self, a=_zeroed(self.a, lost), g=_zeroed(self.g, lost))
+        return replace(self, a=zeroed(self.a, lost), g=zeroed(self.g, lost))
 
     def square_norm(self) -> Tensor:
         terms = self.a.shape[2] + self.g.shape[2]
@@ -119,7 +122,7 @@ class Rows:
         return Masked(_total((self.ids[..., None] == rows) * self.g[..., columns], self.packing), mask)
 
     def without(self, lost: Tensor) -> Rows:
-        return replace(self, g=_zeroed(self.g, _to_rows(lost, self.packing)))
+        return replace(self, g=zeroed(self.g, _to_rows(lost, self.packing)))
 
     def square_norm(self) -> Tensor:
         same = self.ids[:, :, None] == self.ids[:, None, :]
@@ -166,6 +169,21 @@ Whole = Each | Product | Rows | Behind
 Part = Whole | Masked
 
 
+def together(parts: Sequence[Each]) -> Tensor:
+    """Gradients of several parameters side by side [B, P]."""
+    groups = [list(some) for _, some in groupby(parts, lambda part: part.packing)]
+    joint = [_beside([part.gradient.flatten(1) for part in some]) for some in groups]
+    rows = [
+        values if some[0].packing is None else values.index_select(0, some[0].packing.slots)
+        for some, values in zip(groups, joint, strict=True)
+    ]
+    return _beside(rows)
+
+
+def _beside(values: list[Tensor]) -> Tensor:
+    return values[0] if len(values) == 1 else torch.cat(values, dim=1)
+
+
 def _total(values: Tensor, packing: Packing | None) -> Tensor:
     """Sum over each example's tokens [B, ...] of values [B, T, ...] or packed [R, W, ...]."""
     return values.sum(1) if packing is None else packing.total(values)
@@ -199,6 +217,6 @@ def _gram_sum(products: Tensor, terms: int, packing: Packing | None) -> Tensor:
     return _total(products.sum(2)[..., None], packing)[:, 0] + lost * lengths.square()
 
 
-def _zeroed(values: Tensor, lost: Tensor) -> Tensor:
+def zeroed(values: Tensor, lost: Tensor) -> Tensor:
     """Values [B, ...] with zeros in the rows of lost examples [B]; or packed, both [R, W, ...]."""
     return values.masked_fill(lost.view(*lost.shape, *[1] * (values.dim() - lost.dim())), 0)

@@ -157,7 +157,7 @@ _BEHIND = "parametrizations.weight."
 def _linear(module: nn.Linear, name: str, a: Tensor, g: Tensor, packed: Packing | None) -> Whole:
     g = g.reshape(len(g), -1, g.shape[-1])
     if name == "bias":
-        return Each(packed.total(g) if packed else g.sum(1))
+        return _summed(g, packed)
     a = a.reshape(len(a), -1, a.shape[-1])
     product = Product(a, g, packed)
     if name != "weight":
@@ -166,7 +166,7 @@ def _linear(module: nn.Linear, name: str, a: Tensor, g: Tensor, packed: Packing 
         # A row's Gram matrices cost W^2 (in + out); forming the gradients of its S examples W S in out, twice as fast.
         forming = packed.asking.shape[1] * module.in_features * module.out_features
         few = forming <= 2 * a.shape[1] * (module.in_features + module.out_features)
-        return Each(packed.products(g, a)) if few else product
+        return Each(packed.products(g, a), packed) if few else product
     # The Gram matrices cost T^2 (in + out), forming the gradient T in out.
     wide = module.in_features * module.out_features > a.shape[1] * (module.in_features + module.out_features)
     return product if wide else Each(product.each())
@@ -195,7 +195,12 @@ def _slope(module: nn.Linear, name: str) -> Tensor:
 def _norm(module: nn.LayerNorm, name: str, a: Tensor, g: Tensor, packed: Packing | None) -> Whole:
     if name == "weight":
         g = g * functional.layer_norm(a, module.normalized_shape, eps=module.eps)
-    return Each(packed.total(g) if packed else g.reshape(len(g), -1, *module.normalized_shape).sum(1))
+    return _summed(g if packed else g.reshape(len(g), -1, *module.normalized_shape), packed)
+
+
+def _summed(g: Tensor, packed: Packing | None) -> Each:
+    """Return each example's sum over its tokens of g [B, T, ...] or, packed, [R, W, n]."""
+    return Each(packed.by_slot(g), packed) if packed else Each(g.sum(1))
 
 
 def _embedding(module: nn.Embedding, name: str, ids: Tensor, g: Tensor, packed: Packing | None) -> Whole:

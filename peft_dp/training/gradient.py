@@ -40,23 +40,23 @@ def noised_mean(
         Missing: One example alone does not fit into memory.
     """
     job.method.begin_step(job.backbone, streams["gates"])
+    size = job.plan.batch if job.plan.sampling == "poisson" else len(indices)
     with memory_named(job, indices):
-        sums = noised_sum(
+        mean = noised_sum(
             job.backbone.model,
             lambda cut: job.losses(job.batch(job.train, cut)),
             job.cut(job.train, indices),
             job.plan,
             streams["noise"],
             masks=job.backbone.masks,
+            divisor=size,
             watch=lambda cut, losses, norms: tally.add(job.train.count(cut), losses, norms),
             before_noise=tracer.summed if tracer else None,
         )
     if job.plan.private:
-        tally.release(sums)
+        tally.release(mean, size)
         if tracer:
-            tracer.released(sums)
-    size = job.plan.batch if job.plan.sampling == "poisson" else len(indices)
-    mean = {name: value.div_(size) for name, value in sums.items()}
+            tracer.released(mean, size)
     penalty = job.method.penalty(job.backbone)
     if penalty is not None:
         _add_gradient(mean, penalty, job.backbone.trained())

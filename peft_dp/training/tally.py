@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from peft_dp.privacy.gradients import Sums
 from peft_dp.training.job import Job
 from peft_dp.training.trail import Epoch
 
@@ -45,9 +46,15 @@ class Tally:
         self.tokens += tokens
         self.examples += len(losses)
 
-    def release(self, sums: Mapping[str, Tensor]) -> None:
-        """Add up the squares of a step's noised sums, in which the noise can be seen again."""
-        self.square += torch.nn.utils.get_total_norm(sums.values()).double().square()
+    def release(self, released: Mapping[str, Tensor], times: float = 1.0) -> None:
+        """Add up the squares of a step's noised sums, in which the noise can be seen again.
+
+        Args:
+            released: The sums.
+            times: What they are still to be multiplied with.
+        """
+        values = [released.flat] if isinstance(released, Sums) else released.values()
+        self.square += (torch.nn.utils.get_total_norm(values).double() * times).square()
 
     def counts(self) -> dict[str, float]:
         """Return the sums, exactly; waits for the device."""

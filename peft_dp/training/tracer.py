@@ -29,8 +29,8 @@ def digest(*parts: object) -> str:
 
 
 @torch.no_grad()
-def sketch(tensors: Iterable[Tensor]) -> Sketch | None:
-    """Return the norm of some tensors and their sum with alternating signs; None where it is not finite.
+def sketch(tensors: Iterable[Tensor], times: float = 1.0) -> Sketch | None:
+    """Return the norm of some tensors, times a factor, and their sum with alternating signs; None if not finite.
 
     The sums are made in float64, so that the order of adding up does not show.
     """
@@ -39,7 +39,7 @@ def sketch(tensors: Iterable[Tensor]) -> Sketch | None:
         flat = tensor.reshape(-1)
         square += float(torch.linalg.vector_norm(flat, dtype=torch.float64)) ** 2
         signed = float(flat[::2].sum(dtype=torch.float64) - flat[1::2].sum(dtype=torch.float64)) - signed
-    return (math.sqrt(square), signed) if math.isfinite(square) else None
+    return (times * math.sqrt(square), times * signed) if math.isfinite(square) else None
 
 
 def streams(job: Job) -> dict[str, str]:
@@ -88,15 +88,15 @@ class Tracer:
         if self.looks:
             self._now = {"batch": batch, "before": tally.counts()}
 
-    def summed(self, sums: Mapping[str, Tensor]) -> None:
-        """Take the sum of the gradients, before any noise."""
+    def summed(self, sums: Mapping[str, Tensor], times: float = 1.0) -> None:
+        """Take the sum of the gradients, before any noise; it is still to be multiplied with `times`."""
         if self.looks:
-            self._now["summed"] = sketch(sums.values())
+            self._now["summed"] = sketch(sums.values(), times)
 
-    def released(self, sums: Mapping[str, Tensor]) -> None:
-        """Take the sum with its noise."""
+    def released(self, sums: Mapping[str, Tensor], times: float = 1.0) -> None:
+        """Take the sum with its noise, likewise."""
         if self.looks:
-            self._now["released"] = sketch(sums.values())
+            self._now["released"] = sketch(sums.values(), times)
 
     def given(self, gradient: Mapping[str, Tensor], updated: Mapping[str, nn.Parameter]) -> None:
         """Take what the optimiser is given, and the values that it will change."""

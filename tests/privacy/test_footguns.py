@@ -24,7 +24,7 @@ import peft_dp
 from peft_dp import Places, Spec, methods, registry, rng
 from peft_dp.privacy import sampling
 from peft_dp.privacy.engine import PrivacyEngine
-from peft_dp.privacy.gradients import per_example_pass
+from peft_dp.privacy.gradients import per_example_pass, zeros
 from peft_dp.privacy.noised_sum import noised_sum
 from peft_dp.privacy.plan import Plan, private_plan, spent
 from peft_dp.spec import Optimiser, Privacy, from_json, to_json
@@ -499,7 +499,7 @@ def test_ghost_norm_on_tokens() -> None:
     x = torch.randn(6, 5, 40, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     losses: Losses = lambda indices: model(x[indices]).tanh().sum((1, 2))  # noqa: E731
     found = per_example_pass(model, lambda: losses(list(range(6))), 6)
-    norms = found.add_clipped({name: torch.zeros_like(p) for name, p in model.named_parameters()}, 0.5, "abadi")
+    norms = found.add_clipped(zeros(model), 0.5, "abadi")
 
     torch.testing.assert_close(norms, each(model, losses, range(6)).norm(dim=1), rtol=1e-9, atol=0)
     assert_exact(model, losses)

@@ -57,12 +57,18 @@ class Mutant:
 
 _SCALE = "plan.noise_multiplier * plan.clip"
 _NOISE = "total += noise"
-_NORMS = "return torch.stack([part.square_norm() for part in self.parts.values()]).sum(0).clamp(min=0).sqrt()"
+_NORMS = "return torch.stack(squares).sum(0).clamp(min=0).sqrt()"
 _FACTORS = "factors(self.norms, clip, clipping)"
 _ADD = "(part.without(lost) if some else part).add_to(sums[name], weights)"
-_SQUARES = "torch.stack([part.square_norm() for part in self.parts.values()])"
+_SQUARES = "torch.stack(squares)"
+_ALONE = {
+    "        if self._names:\n            sums": "        if False:\n            sums",
+    "            if not isinstance(part, Each):\n": "            if True:\n",
+}
+"""Each part is added by itself."""
 _DRAW = "(rng.chances(source, plan.examples) < plan.sample_rate).nonzero().flatten().tolist()"
-_NAMED = {"for total, noise in zip(sums.values()": "for (name, total), noise in zip(sums.items()"}
+_PARTS = {"[sums.flat] if isinstance(source, torch.Generator) else [*sums.values()]": "[*sums.values()]"}
+_NAMED = {**_PARTS, "for total, noise in zip(like": "for (name, total), noise in zip(sums.items()"}
 _START = "masks = masks or {}\n"
 _CUTS = "    for cut in cuts:\n"
 _LISTED = {_CUTS: f"    cuts = list(cuts)\n{_CUTS}"}
@@ -109,6 +115,7 @@ MUTANTS = [
         "same noise for each tensor",
         {
             noised_sum: {
+                **_PARTS,
                 _START: f"{_START}    again = int(torch.randint(2**62, (), generator=source))\n",
                 _NOISE: f"total += next(rng.normal(torch.Generator().manual_seed(again), [total], {_SCALE}))",
             }
@@ -135,7 +142,7 @@ MUTANTS = [
     Mutant("clip twice too large", {noised_sum: {"add_clipped(sums, plan.clip,": "add_clipped(sums, 2 * plan.clip,"}}),
     Mutant(
         "clip per tensor",
-        {gradients: {_ADD: f"weights = factors(part.square_norm().sqrt(), clip, clipping); {_ADD}"}},
+        {gradients: {**_ALONE, _ADD: f"weights = factors(part.square_norm().sqrt(), clip, clipping); {_ADD}"}},
     ),
     Mutant(
         "clip per physical batch",
@@ -184,6 +191,7 @@ MUTANTS = [
                     "in model.named_parameters(remove_duplicate=False) if name in taps"
                 ),
                 "for name, value in copies.items()}, ())": "for name, value in copies.items()}, (), tie_weights=False)",
+                **_ALONE,
                 "add_to(sums[name], weights)": "add_to(sums.get(name, next(iter(sums.values()))), weights)",
             },
         },

@@ -81,9 +81,9 @@ def training(job: Job) -> Trace:
             trace.drawn.append(draw(run))
             return trace.drawn[-1]
 
-        def watched_release(tally: Tally, sums: dict[str, Tensor]) -> None:
+        def watched_release(tally: Tally, sums: dict[str, Tensor], times: float) -> None:
             trace.released.append(shapes(sums))
-            release(tally, sums)
+            release(tally, sums, times)
 
         patch.setattr(Run, "draw", watched_draw)
         patch.setattr(Tally, "release", watched_release)
@@ -133,7 +133,8 @@ def test_methods(spec: Callable[..., Spec], places: Places, method: str) -> None
 
     assert any(REPLACED in indices for indices in one.drawn)
     assert len(one.released) == len(one.drawn) == 6
-    assert len(one.noise) == sum(map(len, one.released))
+    values = sum(len(values) for *_, values in one.noise)
+    assert values == sum(shape.numel() for step in one.released for _, shape, _ in step)
     for other in others:
         assert other == one
 

@@ -73,7 +73,11 @@ SCALE = "plan.noise_multiplier * plan.clip"
 DRAW = "(rng.chances(source, plan.examples) < plan.sample_rate).nonzero().flatten().tolist()"
 CUT = "yield order[step * plan.batch : (step + 1) * plan.batch]"
 ADD = "(part.without(lost) if some else part).add_to(sums[name], weights)"
-SPHERE = "torch.stack([part.square_norm() for part in self.parts.values()])"
+SPHERE = "self._formed.square().sum(1)"
+ALONE = {
+    "        if self._names:\n            sums": "        if False:\n            sums",
+    "            if not isinstance(part, Each):\n": "            if True:\n",
+}
 
 FAULTS = [
     # Data and what is read of it.
@@ -246,7 +250,7 @@ FAULTS = [
     Fault(
         "a parameter is left out of the norm",
         "sgd-dp",
-        {PER_EXAMPLE: {SPHERE: SPHERE.replace("self.parts.values()", "[*self.parts.values()][1:]")}},
+        {PER_EXAMPLE: {SPHERE: "self._formed[:, 384:].square().sum(1)"}},
         "norms of the gradients of step 1",
     ),
     Fault(
@@ -258,7 +262,12 @@ FAULTS = [
     Fault(
         "each parameter clipped by itself",
         "sgd-dp",
-        {PER_EXAMPLE: {ADD: ADD.replace("weights", "factors(part.square_norm().clamp(min=0).sqrt(), clip, clipping)")}},
+        {
+            PER_EXAMPLE: {
+                **ALONE,
+                ADD: ADD.replace("weights", "factors(part.square_norm().clamp(min=0).sqrt(), clip, clipping)"),
+            }
+        },
         "clipping of step 1",
     ),
     Fault(
