@@ -52,18 +52,22 @@ class Opacus(Library):
         if spec.train is None or spec.train % spec.batch:
             where = f"{spec.train or 'all'} examples in batches of {spec.batch}"
             raise Unsupported(f"Opacus's sample rate is 1 / len(loader), which {where} do not give")
+        if spec.optimiser.max_grad_norm is not None:
+            raise Unsupported("Opacus has no bound on the mean gradient, and this run has optimiser.max_grad_norm")
         if spec.dropout:
             raise Unsupported("a row for each example draws other dropout than rows that examples share: turn it off")
 
     def fit(self, job: Job, watch: Watch) -> None:
         """Train a job in place."""
+        from opacus import PrivacyEngine
         from opacus.utils.batch_memory_manager import BatchMemoryManager
 
         trained: list[Any] = [*job.backbone.trained().values()]
         noise, criterion = _Noise(job, trained), _Criterion(job)
         optimiser = OPTIMISERS[job.spec.optimiser.name](trained, job.spec.optimiser)
         with _quiet(), _told(job):
-            module, private, loss_of, loader = self._private(job, optimiser, criterion, noise.generator)
+            engine = PrivacyEngine(accountant=job.plan.accountant)
+            module, private, loss_of, loader = _private(engine, self.mode, job, optimiser, criterion, noise.generator)
             schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate_factor(job.spec.optimiser, job.plan.steps))
             account = private.step_hook
 
@@ -94,29 +98,41 @@ class Opacus(Library):
                         private.zero_grad()
                     watch.epoch()
         module.remove_hooks()
+        _check_account(engine.accountant.history, job)
 
-    def _private(
-        self, job: Job, optimiser: torch.optim.Optimizer, criterion: nn.Module, noise: torch.Generator
-    ) -> tuple[Any, Any, Callable[..., Any], Any]:
-        """Return what `make_private` makes of the model, the optimiser, the loss and the loader."""
-        from opacus import PrivacyEngine
 
-        if job.backbone.masks or job.backbone.updates:
-            raise Unsupported(f"Opacus trains whole parameters, and {job.spec.method} trains parts of them")
-        examples = TensorDataset(torch.arange(len(job.train)))
-        module, private, *wrapped, loader = PrivacyEngine(accountant=job.plan.accountant).make_private(
-            module=job.backbone.model,
-            optimizer=optimiser,
-            criterion=criterion,
-            data_loader=DataLoader(examples, batch_size=job.plan.batch, collate_fn=_collated(job)),
-            noise_multiplier=job.plan.noise_multiplier,
-            max_grad_norm=job.plan.clip,
-            noise_generator=noise,
-            grad_sample_mode=self.mode,
-        )
-        # Not the loader's generator, from which it draws a number of its own in each epoch.
-        loader.batch_sampler.generator = rng.generator(job.spec.seed, "batches")
-        return module, private, (wrapped or [criterion])[0], loader
+def _private(
+    engine: Any, mode: str, job: Job, optimiser: torch.optim.Optimizer, criterion: nn.Module, noise: torch.Generator
+) -> tuple[Any, Any, Callable[..., Any], Any]:
+    """Return what `make_private` makes of the model, the optimiser, the loss and the loader."""
+    if job.backbone.masks or job.backbone.updates:
+        raise Unsupported(f"Opacus trains whole parameters, and {job.spec.method} trains parts of them")
+    examples = TensorDataset(torch.arange(len(job.train)))
+    module, private, *wrapped, loader = engine.make_private(
+        module=job.backbone.model,
+        optimizer=optimiser,
+        criterion=criterion,
+        data_loader=DataLoader(examples, batch_size=job.plan.batch, collate_fn=_collated(job)),
+        noise_multiplier=job.plan.noise_multiplier,
+        max_grad_norm=job.plan.clip,
+        noise_generator=noise,
+        grad_sample_mode=mode,
+    )
+    # Not the loader's generator, from which it draws a number of its own in each epoch.
+    loader.batch_sampler.generator = rng.generator(job.spec.seed, "batches")
+    return module, private, (wrapped or [criterion])[0], loader
+
+
+def _check_account(history: list[tuple[float, float, int]], job: Job) -> None:
+    """Check that Opacus's accountant counts the steps that were planned.
+
+    Raises:
+        Unsupported: It counts others.
+    """
+    plan = job.plan
+    planned = plan.noise_multiplier, plan.sample_rate, plan.steps
+    if len(history) != 1 or any(abs(one - other) > 1e-9 for one, other in zip(history[0], planned, strict=True)):
+        raise Unsupported(f"opacus {version('opacus')} accounts for {history} (noise, rate, steps), planned: {planned}")
 
 
 class _Criterion(nn.Module):

@@ -44,11 +44,13 @@ class Trainer(Library):
             raise Unsupported("the loss of transformers is a mean over the tags of a batch, ours over each example's")
         if spec.train is None or spec.train % (spec.batch * self.parts):
             whole = f"{spec.train or 'all'} examples in batches of {spec.batch}"
-            raise Unsupported(f"Trainer's loop is told apart by whole batches, which {whole} are not")
+            raise Unsupported(f"Trainer accumulates over whole batches, which {whole} are not")
         if o.schedule not in SCHEDULES or o.name != "adamw":
             raise Unsupported(f"Trainer has AdamW and a linear or constant schedule, not {o.name} and {o.schedule}")
         if o.weight_decay:
             raise Unsupported("Trainer leaves biases and LayerNorms out of the weight decay, and the row does not")
+        if o.max_grad_norm is not None:
+            raise Unsupported("Trainer bounds a gradient before it shows it, so that it could not be told apart")
         if (o.warmup * spec.epochs * spec.train / spec.batch) % 1:
             raise Unsupported(f"Trainer warms up over whole steps, which {o.warmup:g} of the row's steps are not")
         if spec.dropout:
@@ -85,7 +87,7 @@ class Trainer(Library):
                 learning_rate=o.rate,
                 lr_scheduler_type=SCHEDULES[o.schedule],
                 warmup_steps=round(o.warmup * job.plan.steps),
-                max_grad_norm=o.max_grad_norm or 0.0,
+                max_grad_norm=0.0,
                 weight_decay=0.0,
                 optim="adamw_torch",
                 bf16=job.spec.precision == "bf16",
