@@ -68,11 +68,12 @@ class Packing:
         return self.mine.float()
 
     def by_slot(self, values: Tensor) -> Tensor:
-        """Sum over the tokens of the example in each slot [R S, n] of values [R, W, n]; `slots` says which are whose.
+        """Sum over the tokens of the example in each slot [R, S, n] of values [R, W, n]; `slots` says which are whose.
 
         One product, which adds up in the same order each time, where sums by index do not on a GPU.
         """
-        return torch.bmm(self.member.to(values.dtype), values).flatten(0, 1)
+        member = self.member if values.dtype == torch.float32 else self.member.to(values.dtype)
+        return torch.bmm(member, values)
 
     def total(self, values: Tensor) -> Tensor:
         """Sum over the tokens of each example [B, ...] of values [R, W, ...]."""
@@ -80,11 +81,11 @@ class Packing:
         return sums.index_add_(0, self.owner.flatten(), values.flatten(0, 1))[:-1]
 
     def products(self, left: Tensor, right: Tensor) -> Tensor:
-        """Sum over the tokens of each slot's example of left right^T [R S, m, n], of [R, W, m] and [R, W, n]."""
+        """Sum over the tokens of each slot's example of left right^T [R, S, m, n], of [R, W, m] and [R, W, n]."""
         if left.shape[2] > right.shape[2]:
             return self.products(right, left).mT
         each = (left[:, None] * self.mine[..., None]).mT.flatten(1, 2)  # [R, S m, W]
-        return (each @ right).view(-1, left.shape[2], right.shape[2])
+        return (each @ right).view(len(each), -1, left.shape[2], right.shape[2])
 
     def mean(self, values: Tensor) -> Tensor:
         """Mean over the tokens of each example [B, d] of values [R, W, d]."""

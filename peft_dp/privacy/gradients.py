@@ -37,7 +37,7 @@ from torch.func import functional_call
 
 from peft_dp.models.backbone import trained_parameters
 from peft_dp.privacy.per_example import Each, Part, together, zeroed
-from peft_dp.privacy.taps import Call, Taps, expanded
+from peft_dp.privacy.taps import Call, Taps, Watched
 
 if TYPE_CHECKING:
     pass
@@ -174,7 +174,11 @@ def coarse_products() -> bool:
 
 
 def per_example_pass(
-    model: nn.Module, losses: Callable[[], Tensor], examples: int, masks: Mapping[str, Tensor] | None = None
+    model: nn.Module,
+    losses: Callable[[], Tensor],
+    examples: int,
+    masks: Mapping[str, Tensor] | None = None,
+    watched: Watched | None = None,
 ) -> PerExample:
     """One forward and backward pass.
 
@@ -183,6 +187,7 @@ def per_example_pass(
         losses: Calls the model and gives the loss of each example [B]; none may depend on another example.
         examples: B.
         masks: Name of a parameter -> where it trains; without an entry, everywhere.
+        watched: What trains, if that is known already.
 
     Raises:
         ValueError: The gradient of one example cannot be told: a parameter has no rule or two modules, a module
@@ -195,12 +200,16 @@ def per_example_pass(
             "call torch.set_float32_matmul_precision('highest'), and leave TORCH_ALLOW_TF32_CUBLAS_OVERRIDE and "
             "NVIDIA_TF32_OVERRIDE unset"
         )
-    taps = Taps(model, examples, masks or {})
-    copies = {
-        name: p.detach().expand(examples, *p.shape).requires_grad_() for name, p in expanded(model, taps.names).items()
-    }
+    if watched is None:
+        with Watched(model) as watched:
+            return per_example_pass(model, losses, examples, masks, watched)
+    taps = Taps(watched, examples, masks or {})
+    copies = {name: p.detach().expand(examples, *p.shape).requires_grad_() for name, p in watched.expanded.items()}
     with _in_place_named(model), taps:
-        found = functional_call(Call(model, losses), {f"model.{name}": value for name, value in copies.items()}, ())
+        if copies:
+            found = functional_call(Call(model, losses), {f"model.{name}": value for name, value in copies.items()}, ())
+        else:
+            found = losses()
     if found.shape != (examples,):
         raise ValueError(f"losses have shape {tuple(found.shape)}, but must be one for each of {examples} examples")
     if not found.requires_grad:
@@ -210,7 +219,7 @@ def per_example_pass(
     for name, gradient in zip(copies, gradients, strict=True):
         if gradient is not None:
             taps.put(name, Each(gradient))
-    order = [name for name, p in model.named_parameters() if name in taps.parts]
+    order = [name for name in watched.trained if name in taps.parts]
     return PerExample({name: taps.parts[name] for name in order}, found.detach())
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from peft_dp import rng
 from peft_dp.models.backbone import trained_parameters
-from peft_dp.privacy.gradients import Losses, PerExample, finite_passes, halved, per_example_pass, zeros
+from peft_dp.privacy.gradients import Losses, PerExample, Sums, finite_passes, halved, per_example_pass, zeros
 from peft_dp.privacy.plan import Plan
+from peft_dp.privacy.taps import Watched
 
 Watch = Callable[[list[int], Tensor, Tensor], None]
 """Called for each physical batch with its example indices, losses [B] and gradient norms [B] (empty if not private)."""
@@ -27,6 +29,7 @@ def noised_sum(
     divisor: float = 1.0,
     watch: Watch | None = None,
     before_noise: Callable[[Mapping[str, Tensor], float], None] | None = None,
+    watched: Watched | None = None,
     per_example_pass: Callable[..., PerExample] = per_example_pass,
 ) -> dict[str, Tensor]:
     """Name of each trained parameter -> sum of the clipped gradients of a logical batch, noise added once, divided.
@@ -44,6 +47,7 @@ def noised_sum(
         watch: Sees each physical batch.
         before_noise: Sees the sum, by name of parameter, before noise is added, and what it is still to be multiplied
             with; nothing private may come of it.
+        watched: What trains, if that is known already; else the model is walked through.
         per_example_pass: Gives the per-example gradients; the audit puts its canaries there.
 
     Raises:
@@ -57,9 +61,10 @@ def noised_sum(
         if before_noise:
             before_noise(mean, divisor)
         return {name: value * masks[name] if name in masks else value for name, value in mean.items()}
-    sums = zeros(model)
+    sums = Sums.like(watched.trained) if watched else zeros(model)
+    passes = partial(per_example_pass, watched=watched) if watched else per_example_pass
     for cut in cuts:
-        for part, found in finite_passes(model, losses, cut, masks, per_example_pass):
+        for part, found in finite_passes(model, losses, cut, masks, passes):
             watch(part, found.losses, found.add_clipped(sums, plan.clip, plan.clipping))
             del found  # before the next physical batch, not after it
     if before_noise:

@@ -24,11 +24,13 @@ FORMED = 2**20
 class Each:
     """A parameter's gradient, formed for each example."""
 
-    gradient: Tensor  # [B, ...], or in a packing [R S, ...] of its slots
+    gradient: Tensor  # [B, ...], or in a packing [R, S, ...] of its slots
     packing: Packing | None = None
 
     def each(self) -> Tensor:
-        return self.gradient if self.packing is None else self.gradient.index_select(0, self.packing.slots)
+        if self.packing is None:
+            return self.gradient
+        return self.gradient.flatten(0, 1).index_select(0, self.packing.slots)
 
     def only(self, mask: Tensor) -> Masked:
         return Masked(self.each()[:, mask], mask)
@@ -171,17 +173,18 @@ Part = Whole | Masked
 
 def together(parts: Sequence[Each]) -> Tensor:
     """Gradients of several parameters side by side [B, P]."""
-    groups = [list(some) for _, some in groupby(parts, lambda part: part.packing)]
-    joint = [_beside([part.gradient.flatten(1) for part in some]) for some in groups]
-    rows = [
-        values if some[0].packing is None else values.index_select(0, some[0].packing.slots)
-        for some, values in zip(groups, joint, strict=True)
-    ]
-    return _beside(rows)
+    rows = []
+    for packing, some in groupby(parts, lambda part: part.packing):
+        if packing is None:
+            rows.append(_beside([part.gradient.flatten(1) for part in some], 1))
+        else:
+            slots = _beside([part.gradient.flatten(2) for part in some], 2)
+            rows.append(slots.flatten(0, 1).index_select(0, packing.slots))
+    return _beside(rows, 1)
 
 
-def _beside(values: list[Tensor]) -> Tensor:
-    return values[0] if len(values) == 1 else torch.cat(values, dim=1)
+def _beside(values: list[Tensor], dim: int) -> Tensor:
+    return values[0] if len(values) == 1 else torch.cat(values, dim)
 
 
 def _total(values: Tensor, packing: Packing | None) -> Tensor:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 from torch.nn.utils.parametrize import is_parametrized
+from torch.utils.hooks import RemovableHandle
 
 from peft_dp.models import packing
 from peft_dp.models.backbone import trained_parameters
@@ -33,71 +36,131 @@ class Call(nn.Module):
         return self.losses()
 
 
-class Taps:
-    """Taps on every module that owns a trained parameter for which there is a rule.
+@dataclass(frozen=True)
+class Site:
+    """A module that owns trained parameters for which there is a rule.
 
     Attributes:
-        names: Those parameters.
+        path: Where it is.
+        module: The module.
+        names: Name in the module -> name in the model, of those parameters.
+        rule: What gives their gradients.
+        dtype: Their type; under autocast that of the pass is another.
+        looks: Whether the rule looks at the module's input.
+    """
+
+    path: str
+    module: nn.Module
+    names: Mapping[str, str]
+    rule: Callable[..., Whole]
+    dtype: torch.dtype
+    looks: bool
+
+
+class Watched:
+    """What trains in a model, with hooks where its gradients come by, as long as no other parameter trains.
+
+    The hooks are there within it as a context. Why longer than a pass: walking through the modules and making hooks
+    takes as long as a small pass.
+
+    Attributes:
+        trained: Name of each trained parameter -> the parameter, in the model's order.
+        sites: Path -> module that owns trained parameters for which there is a rule.
+        expanded: Name -> parameter of those that no rule covers.
+        taps: Those of the pass that is made; None between two passes.
+
+    Raises:
+        ValueError: A parameter has no rule, or two modules, or a type too coarse.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.trained = trained_parameters(model)
+        self.sites: dict[str, Site] = {}
+        for path, module in model.named_modules():
+            if (rule := _RULES.get(_kind(module))) and (own := _own(module)):
+                names, dtype = {local: _join(path, local) for local in own}, module.get_parameter(own[0]).dtype
+                self.sites[path] = Site(path, module, names, rule, dtype, any(local != "bias" for local in own))
+        ruled = {name for site in self.sites.values() for name in site.names.values()}
+        self.expanded = expanded(model, ruled)
+        self.taps: Taps | None = None
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> Self:
+        self._handles = [
+            site.module.register_forward_hook(partial(self._called, site), prepend=True, with_kwargs=True)
+            for site in self.sites.values()
+        ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _called(
+        self, site: Site, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> Tensor | None:
+        return self.taps.through(site, args[0] if args else kwargs["input"], output) if self.taps else None
+
+
+class Taps:
+    """Taps on every module that owns a trained parameter for which there is a rule, for one pass.
+
+    Attributes:
         parts: What the backward pass has given so far.
         anchor: What the taps lead to, so that the backward pass reaches each and goes no further.
     """
 
-    def __init__(self, model: nn.Module, examples: int, masks: Mapping[str, Tensor]) -> None:
-        self.names: set[str] = set()
+    def __init__(self, watched: Watched, examples: int, masks: Mapping[str, Tensor]) -> None:
         self.parts: dict[str, Part] = {}
         # Where the outputs are: a copy for each tap would make a GPU wait each time.
-        self.anchor = torch.zeros((), requires_grad=True, device=next(model.parameters()).device)
+        device = next((p.device for p in watched.trained.values()), None)
+        self.anchor = torch.zeros((), requires_grad=True, device=device)
         self._examples = examples
         self._masks = masks
-        self._watched: dict[str, tuple[nn.Module, list[str]]] = {}  # path -> module and its trained parameters
-        for path, module in model.named_modules():
-            if _kind(module) in _RULES and (locals_ := _own(module)):
-                self._watched[path] = module, locals_
-                self.names |= {_join(path, local) for local in locals_}
+        self._watched = watched
+        self._called: set[str] = set()
 
     def __enter__(self) -> None:
-        self._called: set[str] = set()
-        self._handles = [
-            module.register_forward_hook(self._hook(path), prepend=True, with_kwargs=True)
-            for path, (module, _) in self._watched.items()
-        ]
+        self._watched.taps = self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-        if kind is None and (silent := self._watched.keys() - self._called):
+        self._watched.taps = None
+        if kind is None and (silent := self._watched.sites.keys() - self._called):
             raise ValueError(f"{min(silent)} has trained parameters, but is not called: freeze it, or call it")
 
     def put(self, name: str, part: Whole) -> None:
         """Takes what gives a parameter's gradients, its mask respected."""
         self.parts[name] = part.only(self._masks[name]) if name in self._masks else part
 
-    def _hook(self, path: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Tensor], Tensor]:
-        def tap(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-            if path in self._called:
-                raise ValueError(f"{path} is called twice in one forward pass, which its rule does not cover")
-            packed = packing.of(output)
-            if packed is None and len(output) != self._examples:
-                raise ValueError(
-                    f"{path} has {len(output)} rows for {self._examples} examples, so that one example's gradient "
-                    "cannot be told: give it a row for each (to positions and token types, pass them to the model)"
-                )
-            self._called.add(path)
-            locals_ = self._watched[path][1]
-            given: Tensor = args[0] if args else kwargs["input"]
-            held = [given.detach()] if any(local != "bias" for local in locals_) else [None]
+    def through(self, site: Site, given: Tensor, output: Tensor) -> Tensor:
+        """Return a module's output as it is, its gradient to be taken when the backward pass comes by.
 
-            def take(gradient: Tensor) -> None:
-                a = held.pop()  # freed here, not with the graph
-                dtype = module.get_parameter(locals_[0]).dtype  # under autocast not that of the pass
-                a, g = a.to(dtype) if a is not None and a.is_floating_point() else a, gradient.to(dtype)
-                for local in locals_:
-                    self.put(_join(path, local), _RULES[_kind(module)](module, local, a, g, packed))
+        Raises:
+            ValueError: The module is called twice, or has not a row for each example.
+        """
+        if site.path in self._called:
+            raise ValueError(f"{site.path} is called twice in one forward pass, which its rule does not cover")
+        packed = packing.of(output)
+        if packed is None and len(output) != self._examples:
+            raise ValueError(
+                f"{site.path} has {len(output)} rows for {self._examples} examples, so that one example's gradient "
+                "cannot be told: give it a row for each (to positions and token types, pass them to the model)"
+            )
+        self._called.add(site.path)
+        held = [given.detach() if site.looks else None]
 
-            tapped: Tensor = _Tap.apply(output, self.anchor.to(output.device), take)  # type: ignore[no-untyped-call]
-            return tapped
+        def take(gradient: Tensor) -> None:
+            a, g = held.pop(), gradient  # freed here, not with the graph
+            if g.dtype != site.dtype:
+                g = g.to(site.dtype)
+            if a is not None and a.is_floating_point() and a.dtype != site.dtype:
+                a = a.to(site.dtype)
+            for local, name in site.names.items():
+                self.put(name, site.rule(site.module, local, a, g, packed))
 
-        return tap
+        anchor = self.anchor if self.anchor.device == output.device else self.anchor.to(output.device)
+        tapped: Tensor = _Tap.apply(output, anchor, take)  # type: ignore[no-untyped-call]
+        return tapped
 
 
 class _Tap(torch.autograd.Function):
@@ -155,7 +218,7 @@ _BEHIND = "parametrizations.weight."
 
 
 def _linear(module: nn.Linear, name: str, a: Tensor, g: Tensor, packed: Packing | None) -> Whole:
-    g = g.reshape(len(g), -1, g.shape[-1])
+    g = g if g.dim() == 3 else g.reshape(len(g), -1, g.shape[-1])
     if name == "bias":
         return _summed(g, packed)
     a = a.reshape(len(a), -1, a.shape[-1])

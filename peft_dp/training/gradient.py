@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_dp.privacy.noised_sum import noised_sum
+from peft_dp.privacy.taps import Watched
 from peft_dp.training.job import Job
 from peft_dp.training.tally import Tally
 from peft_dp.training.tracer import Tracer
@@ -22,6 +23,7 @@ def noised_mean(
     streams: Mapping[str, torch.Generator],
     tally: Tally,
     tracer: Tracer | None = None,
+    watched: Watched | None = None,
 ) -> dict[str, Tensor]:
     """Return the gradient of one step, by name of parameter: (clipped sum over the logical batch + noise) / batch.
 
@@ -35,6 +37,7 @@ def noised_mean(
         streams: "noise", and "gates" for what a method draws for a step.
         tally: Counts the physical batches.
         tracer: Takes down the sums; None for nobody.
+        watched: What trains, if that is known already.
 
     Raises:
         Missing: One example alone does not fit into memory.
@@ -52,6 +55,7 @@ def noised_mean(
             divisor=size,
             watch=lambda cut, losses, norms: tally.add(job.train.count(cut), losses, norms),
             before_noise=tracer.summed if tracer else None,
+            watched=watched,
         )
     if job.plan.private:
         tally.release(mean, size)

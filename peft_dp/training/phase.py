@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_dp.privacy.gradients import check_independent
+from peft_dp.privacy.taps import Watched
 from peft_dp.spec import Optimiser
 from peft_dp.training.gradient import memory_named
 from peft_dp.training.job import Job
@@ -25,6 +26,9 @@ class Phase:
         job: What trains.
         steps: Number of steps that the run has made before.
 
+    Attributes:
+        watched: What trains, for private steps; None for others.
+
     Raises:
         ValueError: The job is private, and its model does not keep examples apart; see `check_independent`.
         Missing: The device is out of memory.
@@ -34,6 +38,7 @@ class Phase:
         if job.plan.private:
             with memory_named(job, [0, 1]):
                 check_independent(job.backbone.model, lambda: job.losses(job.batch(job.train, [0, 1])))
+        self.watched = Watched(job.backbone.model) if job.plan.private else None
         self._bound = job.spec.optimiser.max_grad_norm
         self._updated = job.backbone.updated()
         self._optimiser = OPTIMISERS[job.spec.optimiser.name](_groups(job), job.spec.optimiser)

@@ -141,7 +141,9 @@ class Run:
             Missing: One example alone does not fit into memory.
         """
         indices = self.draw()
-        self.update(noised_mean(self._current, indices, self._streams, self.tally, self.tracer))
+        assert self._phase
+        mean = noised_mean(self._current, indices, self._streams, self.tally, self.tracer, self._phase.watched)
+        self.update(mean)
 
     def draw(self) -> list[int]:
         """Return the next logical batch, as example indices; begins a phase where one begins."""
@@ -230,6 +232,8 @@ class Run:
     def _open_phase(self) -> Phase:
         self._current = self._within_phase.enter_context(without_frozen_layers(self._settled, self._length))
         self._phase = Phase(self._current, self.steps)
+        if self._phase.watched:
+            self._within_phase.enter_context(self._phase.watched)
         return self._phase
 
     def _close_phase(self) -> None:

@@ -187,8 +187,8 @@ MUTANTS = [
                 )
             },
             gradients: {
-                "in model.named_parameters() if name in taps": (
-                    "in model.named_parameters(remove_duplicate=False) if name in taps"
+                "[name for name in watched.trained if name in taps.parts]": (
+                    "[name for name, _ in model.named_parameters(remove_duplicate=False) if name in taps.parts]"
                 ),
                 "for name, value in copies.items()}, ())": "for name, value in copies.items()}, (), tie_weights=False)",
                 **_ALONE,
