@@ -100,6 +100,10 @@ def _mean(
             }
             watch(part, each, each.new_empty(0))
             del gradients  # before the next physical batch, not after it
-    if len({value.data_ptr() for value in found.values()}) < len(found):  # two that are added share one gradient
-        found = {name: value.clone() for name, value in found.items()}
+    seen: set[int] = set()
+    for name, value in found.items():
+        # Two parameters that are added share one gradient, that of a sum is one value: no change in place may spread.
+        if value.data_ptr() in seen or 0 in value.stride():
+            found[name] = value.clone(memory_format=torch.contiguous_format)
+        seen.add(value.data_ptr())
     return found or zeros(model)
