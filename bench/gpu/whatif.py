@@ -30,27 +30,9 @@ from torch.nn import functional
 from torch.nn.attention.varlen import varlen_attn
 
 from peft_dp.models import batch
-from peft_dp.models.packing import Packing
 from peft_dp.privacy import gradients, noised_sum
 from peft_dp.privacy.gradients import per_example_pass, zeros
 from peft_dp.privacy.per_example import Each
-
-
-@contextmanager
-def product_sums():
-    """Sums over an example's tokens by a product with who owns what, in place of index_add."""
-    own = Packing.total
-
-    def total(self, values):
-        if values.dim() != 3:
-            return own(self, values)
-        return (self.mine.to(values.dtype) @ values).flatten(0, 1).index_select(0, self.slots)
-
-    Packing.total = total
-    try:
-        yield
-    finally:
-        Packing.total = own
 
 
 @contextmanager
@@ -63,8 +45,11 @@ def no_waits():
 
     def add_clipped(self, sums, clip, clipping):
         weights = gradients.factors(self.norms, clip, clipping)
+        if self._names:
+            sums.add(self._names, weights @ self._formed)
         for name, part in self.parts.items():
-            part.add_to(sums[name], weights)
+            if not isinstance(part, Each):
+                part.add_to(sums[name], weights)
         return self.norms
 
     noised_sum.finite_passes, gradients.PerExample.add_clipped = finite_passes, add_clipped
@@ -72,37 +57,6 @@ def no_waits():
         yield
     finally:
         noised_sum.finite_passes, gradients.PerExample.add_clipped = own
-
-
-@contextmanager
-def joint_sums():
-    """Norms and clipped sums of all small gradients as one matrix, after `no_waits`."""
-    own = gradients.PerExample.add_clipped
-
-    def add_clipped(self, sums, clip, clipping):
-        small = {n: p for n, p in self.parts.items() if isinstance(p, Each)}
-        rest = {n: p for n, p in self.parts.items() if n not in small}
-        square = torch.zeros_like(self.losses, dtype=torch.float32)
-        if small:
-            whole = torch.cat([p.gradient.flatten(1) for p in small.values()], 1)
-            square = square + whole.square().sum(1)
-        for part in rest.values():
-            square = square + part.square_norm()
-        norms = square.clamp(min=0).sqrt()
-        weights = gradients.factors(norms, clip, clipping)
-        if small:
-            parts = torch.split(weights @ whole, [p.gradient[0].numel() for p in small.values()])
-            held = [sums[n].view(-1) for n in small]
-            torch._foreach_add_(held, list(parts))
-        for name, part in rest.items():
-            part.add_to(sums[name], weights)
-        return norms
-
-    gradients.PerExample.add_clipped = add_clipped
-    try:
-        yield
-    finally:
-        gradients.PerExample.add_clipped = own
 
 
 @contextmanager
@@ -154,16 +108,14 @@ def whatif() -> None:
         tries = {
             "as it is": (),
             "no waits": (no_waits,),
-            "sums by products": (product_sums,),
-            "no waits, joint sums": (no_waits, joint_sums),
             "32,768 tokens": (larger,),
-            "all four": (no_waits, joint_sums, product_sums, larger),
+            "both": (no_waits, larger),
         }
         if precision == "fp32":
-            tries = {name: tries[name] for name in ("as it is", "all four")}
+            tries = {name: tries[name] for name in ("as it is", "both")}
             tries |= {
                 "TF32": (coarse_passes,),
-                "TF32, all four": (coarse_passes, no_waits, joint_sums, product_sums, larger),
+                "TF32, both": (coarse_passes, no_waits, larger),
             }
         for name, changes in tries.items():
             with step("whatif", f"{precision} {name}"), ExitStack() as stack:
@@ -174,8 +126,8 @@ def whatif() -> None:
             halve(one)
             with step("whatif", "bf16 weights"):
                 line["weights in bf16"] = 1e3 * statistics.median(seconds(call, 3, 1))
-            with step("whatif", "bf16 all"), no_waits(), joint_sums(), product_sums(), larger():
-                line["all five"] = 1e3 * statistics.median(seconds(call, 3, 1))
+            with step("whatif", "bf16 all"), no_waits(), larger():
+                line["all three"] = 1e3 * statistics.median(seconds(call, 3, 1))
         model_tflop = 4 * WIDE * size * tokens / 1e12
         put(
             "whatif",
@@ -189,7 +141,7 @@ def whatif() -> None:
         clear()
     if A.device == "cuda":
         for precision, tokens_at_once in (("bf16", 2048), ("bf16", 16384), ("fp32", 2048)):
-            with step("whatif", f"graph {precision} {tokens_at_once}"), no_waits(), joint_sums(), product_sums():
+            with step("whatif", f"graph {precision} {tokens_at_once}"), no_waits():
                 one = made(precision, tokens_at_once // 128)
                 if precision == "bf16":
                     halve(one)
