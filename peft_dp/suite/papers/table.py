@@ -129,8 +129,8 @@ class Table(Origins):
 
     @property
     def through_libraries(self) -> bool:
-        """Whether a row runs through a library, on data that is everywhere."""
-        return self.budget == "smoke" and any("implementation" in row.spec for row in self.rows)
+        """Whether a row runs through a library."""
+        return any("implementation" in row.spec for row in self.rows)
 
     @property
     def address(self) -> str:
