@@ -142,7 +142,7 @@ def test_kept(
     def train(*arguments: object) -> Record:
         raise AssertionError("trains again")
 
-    monkeypatch.setattr("peft_dp.runs.fit_together", train)
+    monkeypatch.setattr("peft_dp.implementations._base.fit_together", train)
     second = peft_dp.run(spec(privacy=privacy), places, folder)
 
     assert modified == path.stat().st_mtime_ns

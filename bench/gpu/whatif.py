@@ -45,8 +45,8 @@ def no_waits():
 
     def add_clipped(self, sums, clip, clipping):
         weights = gradients.factors(self.norms, clip, clipping)
-        if self._names:
-            sums.add(self._names, weights @ self._formed)
+        if self.formed_names:
+            sums.add(self.formed_names, weights @ self.formed)
         for name, part in self.parts.items():
             if not isinstance(part, Each):
                 part.add_to(sums[name], weights)

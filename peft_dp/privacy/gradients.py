@@ -128,16 +128,17 @@ class PerExample:
     def norms(self) -> Tensor:
         """Norm of each example's gradient over all trained parameters [B]."""
         squares = [part.square_norm() for part in self.parts.values() if not isinstance(part, Each)]
-        if self._names:
-            squares.append(self._formed.square().sum(1))
+        if self.formed_names:
+            squares.append(self.formed.square().sum(1))
         return torch.stack(squares).sum(0).clamp(min=0).sqrt()
 
     @cached_property
-    def _names(self) -> list[str]:
+    def formed_names(self) -> list[str]:
+        """Names of the parameters whose gradients are formed."""
         return [name for name, part in self.parts.items() if isinstance(part, Each)]
 
     @cached_property
-    def _formed(self) -> Tensor:
+    def formed(self) -> Tensor:
         """The gradients that are formed, side by side [B, P]: a few operations for all in place of some for each."""
         return together([part for part in self.parts.values() if isinstance(part, Each)])
 
@@ -152,8 +153,8 @@ class PerExample:
         """
         weights, lost = factors(self.norms, clip, clipping), ~self.norms.isfinite()
         some = bool(lost.any())
-        if self._names:
-            sums.add(self._names, weights @ (zeroed(self._formed, lost) if some else self._formed))
+        if self.formed_names:
+            sums.add(self.formed_names, weights @ (zeroed(self.formed, lost) if some else self.formed))
         for name, part in self.parts.items():
             if not isinstance(part, Each):
                 (part.without(lost) if some else part).add_to(sums[name], weights)

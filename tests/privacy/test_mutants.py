@@ -62,7 +62,7 @@ _FACTORS = "factors(self.norms, clip, clipping)"
 _ADD = "(part.without(lost) if some else part).add_to(sums[name], weights)"
 _SQUARES = "torch.stack(squares)"
 _ALONE = {
-    "        if self._names:\n            sums": "        if False:\n            sums",
+    "        if self.formed_names:\n            sums": "        if False:\n            sums",
     "            if not isinstance(part, Each):\n": "            if True:\n",
 }
 """Each part is added by itself."""

@@ -25,6 +25,7 @@ from peft_dp.models.batch import Batch, Encoded
 from peft_dp.models.packing import rows
 from peft_dp.models.source import Random
 from peft_dp.privacy.gradients import factors, per_example_pass, zeros
+from peft_dp.privacy.per_example import Each
 from peft_dp.spec import Spec
 from peft_dp.training.frozen_prefix import frozen_layers
 
@@ -165,17 +166,18 @@ class Shapes:
             # A loss's own cost is nothing beside the model's.
             return self.backbone.logits(batch).flatten(1).sum(1)
 
-        sums = zeros(self.backbone.model)
         if self.spec.privacy is None:
-            gradients: Iterable[Tensor] = torch.autograd.grad(losses().sum(), list(self.backbone.trained().values()))
-            for total, gradient in zip(sums.values(), gradients, strict=True):
-                total += gradient
+            torch.autograd.grad(losses().sum(), list(self.backbone.trained().values()))
             return
+        sums = zeros(self.backbone.model)
         # Not `PerExample.add_clipped`, which looks at values.
         found = per_example_pass(self.backbone.model, losses, len(batch), self._masks())
         weights = factors(found.norms, 1.0, self.spec.privacy.clipping)
+        if found.formed_names:
+            sums.add(found.formed_names, weights @ found.formed)
         for name, part in found.parts.items():
-            part.add_to(sums[name], weights)
+            if not isinstance(part, Each):
+                part.add_to(sums[name], weights)
 
     def _masks(self) -> dict[str, Tensor]:
         """Return the masks; one whose values are not known, since a phase finds it by values, lets one value train."""

@@ -39,6 +39,7 @@ import json, logging, os, signal, sys
 from pathlib import Path
 
 from peft_dp import Places, runs
+from peft_dp.implementations import _base
 from peft_dp.records import Records
 from peft_dp.spec import from_json
 from peft_dp.training.run import Run
@@ -46,7 +47,7 @@ from peft_dp.training.run import Run
 backbones, base = map(Path, sys.argv[1:3])
 given = json.load(sys.stdin)
 specs = [from_json(fields, where="spec") for fields in given["specs"]]
-fit_together = runs.fit_together
+fit_together = _base.fit_together
 
 
 class Waits(logging.Handler):
@@ -83,7 +84,7 @@ def work(number, folder, dies):
         assert [record.spec for record in found] == group
 
 
-runs.fit_together = logged
+_base.fit_together = logged
 codes = {}
 for name, (processes, dies) in given["settings"].items():
     log = os.open(base / f"{name}.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)

@@ -73,9 +73,9 @@ SCALE = "plan.noise_multiplier * plan.clip"
 DRAW = "(rng.chances(source, plan.examples) < plan.sample_rate).nonzero().flatten().tolist()"
 CUT = "yield order[step * plan.batch : (step + 1) * plan.batch]"
 ADD = "(part.without(lost) if some else part).add_to(sums[name], weights)"
-SPHERE = "self._formed.square().sum(1)"
+SPHERE = "self.formed.square().sum(1)"
 ALONE = {
-    "        if self._names:\n            sums": "        if False:\n            sums",
+    "        if self.formed_names:\n            sums": "        if False:\n            sums",
     "            if not isinstance(part, Each):\n": "            if True:\n",
 }
 
@@ -250,7 +250,7 @@ FAULTS = [
     Fault(
         "a parameter is left out of the norm",
         "sgd-dp",
-        {PER_EXAMPLE: {SPHERE: "self._formed[:, 384:].square().sum(1)"}},
+        {PER_EXAMPLE: {SPHERE: "self.formed[:, 384:].square().sum(1)"}},
         "norms of the gradients of step 1",
     ),
     Fault(
