@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
-from peft_dp import tasks
+from peft_dp import registry, tasks
 from peft_dp.spec import Spec
 
 FOLDER = Path(__file__).parent
@@ -42,8 +42,14 @@ def files(*modules: str) -> list[Path]:
 def _sha256(*modules: str) -> str:
     digest = hashlib.sha256()
     for path in files("runs", *modules):
-        digest.update(str(path.relative_to(FOLDER)).encode() + path.read_bytes())
+        digest.update(str(path.relative_to(_home(path))).encode() + path.read_bytes())
     return digest.hexdigest()
+
+
+def _home(path: Path) -> Path:
+    """Return the folder that a file's module is named from: the package's, or that of one's own tables."""
+    own = registry.own_folder()
+    return own.absolute() if own and path.is_relative_to(own.absolute()) else FOLDER
 
 
 def _name(module: str) -> str:
@@ -54,7 +60,9 @@ def _paths(module: str) -> Iterator[Path]:
     """Yield the file of a module and those of the packages that it lies in, which Python reads before it."""
     parts = module.split(".")
     packages = (FOLDER.joinpath(*parts[:end], "__init__.py") for end in range(len(parts) + 1))
-    yield from filter(Path.is_file, (*packages, FOLDER.joinpath(*parts).with_suffix(".py")))
+    own = registry.own_folder()
+    modules = (home.joinpath(*parts).with_suffix(".py") for home in (FOLDER, *([own.absolute()] if own else [])))
+    yield from filter(Path.is_file, (*packages, *modules))
 
 
 @cache  # the common files are asked for again with each method, backbone and source

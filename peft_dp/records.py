@@ -60,6 +60,11 @@ class Record:
             if self.ledger is not None and not isinstance(stated := self.ledger.get(name), float):
                 raise ValueError(f"ledger must state {name} as a number such as 8.0, not {short(stated)}")
 
+    @property
+    def secret(self) -> bool:
+        """Whether noise and batches came from the operating system, and its exact course is not told."""
+        return self.ledger is not None and self.ledger.get("noise") == "secure"
+
     def result(self) -> dict[str, Any]:
         """All that must repeat bit for bit on one machine: everything but time, memory and environment."""
         times = ("seconds", "processor_seconds")
@@ -125,7 +130,8 @@ class Records:
     def path(self, spec: Spec, key: str) -> Path:
         """Where the record of that key lies."""
         private = "-dp" if spec.privacy else ""
-        return self.folder / f"{spec.method}{private}-{spec.task}-seed{spec.seed}-{key[:16]}.json"
+        task = re.sub("[^A-Za-z0-9_-]+", "-", spec.task)[:60]  # an address of files is no name of a file
+        return self.folder / f"{spec.method}{private}-{task}-seed{spec.seed}-{key[:16]}.json"
 
     def load(self, spec: Spec, key: str) -> Record | None:
         """The record of that key; None where there is none, or none that is whole."""

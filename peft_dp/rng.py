@@ -46,6 +46,13 @@ class Entropy:
         """Refuses: whoever knows the seed of a noise can take the noise away."""
         raise ValueError(f"secure noise takes no seed, but {seed} was given: leave the seed out, or take seeded noise")
 
+    def get_state(self) -> Tensor:
+        """Return nothing: there is no state, and a run that goes on draws anew."""
+        return torch.empty(0, dtype=torch.uint8)
+
+    def set_state(self, state: Tensor) -> None:
+        """Take what `get_state` returned."""
+
     def uniform(self, size: int) -> Tensor:
         """Values [size] in (0, 1), float64, of 52 random bits each."""
         bits = numpy.frombuffer(os.urandom(8 * size), dtype=numpy.uint64) >> numpy.uint64(12)
@@ -71,6 +78,11 @@ Source = torch.Generator | Entropy
 def chances(source: Source, size: int) -> Tensor:
     """Uniform values [size]."""
     return source.uniform(size) if isinstance(source, Entropy) else torch.rand(size, generator=source)
+
+
+def permutation(source: Source, size: int) -> Tensor:
+    """Return the numbers below `size` in random order."""
+    return source.uniform(size).argsort() if isinstance(source, Entropy) else torch.randperm(size, generator=source)
 
 
 def normal(source: Source, like: Sequence[Tensor], std: float) -> Iterator[Tensor]:

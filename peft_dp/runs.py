@@ -6,12 +6,13 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from statistics import median
 from typing import Self, TextIO
 
 import torch
 
-from peft_dp import code, implementations
+from peft_dp import code, implementations, saved
 from peft_dp.implementations import Implementation
 from peft_dp.machine import Places, worker_count
 from peft_dp.measuring import change, cost, scores
@@ -25,7 +26,11 @@ from peft_dp.training.run import Trained
 
 
 def run(
-    spec: Spec, places: Places | None = None, records: Records | None = None, progress: TextIO | None = None
+    spec: Spec,
+    places: Places | None = None,
+    records: Records | None = None,
+    progress: TextIO | None = None,
+    save: Path | None = None,
 ) -> Record:
     """Return the record of a spec: read if `records` has it, else trained, measured and kept.
 
@@ -34,12 +39,13 @@ def run(
         places: Where data and backbones are, and the device.
         records: Folder to read from and write to; None for neither.
         progress: Where to draw a bar; None for none.
+        save: New folder for the trained model (`peft_dp.saved`), which is then trained whatever `records` has.
 
     Raises:
         ValueError: The spec names what does not exist, or a file is damaged; before any long work.
         Missing: This machine lacks data, weights or a device; likewise.
     """
-    return runs([spec], places, records, progress)[0]
+    return runs([spec], places, records, progress)[0] if save is None else _kept(spec, places, records, progress, save)
 
 
 def runs(
@@ -64,6 +70,27 @@ def runs(
                         found[record.key] = record
                 _checkpoint(group, records).remove()
     return [found[one.key] for one in wanted]
+
+
+def _kept(spec: Spec, places: Places | None, records: Records | None, progress: TextIO | None, folder: Path) -> Record:
+    """Train a run, and keep its model and its record.
+
+    Raises:
+        ValueError: As `run`; or the run is private and its noise is that of a seed, or it is a library's.
+    """
+    if spec.privacy and not spec.secret:
+        raise ValueError("who knows the seed of a noise can take it away from weights that are kept: take secret noise")
+    if spec.implementation != "own":
+        raise ValueError(f"models are kept of runs by 'own', not {spec.implementation!r}: keep that of the own row")
+    saved.check_folder(folder)
+    one = _wanted(spec, places or Places())
+    job = build(spec, one.sources)
+    [record] = _train([one], [job], one.implementation.step_bytes(job), progress, None)
+    saved.save(job, one.sources, record.ledger, folder)
+    if records:
+        with records.held([(spec, one.key)]):
+            records.save(record)
+    return record
 
 
 def all_recorded(specs: Sequence[Spec], places: Places, records: Records) -> bool:
@@ -218,7 +245,6 @@ def _record(one: Wanted, job: Job, before: _Before, trained: Trained, peak_bytes
     """
     change.check(before.copies, job.title)
     predicted = scores.predictions(job)
-    may_tell = job.task.public or not job.plan.private
     made_on = {"device": job.device, "seeds_together": seeds, "date": datetime.now(UTC).isoformat(timespec="seconds")}
     return Record(
         key=one.key,
@@ -226,7 +252,7 @@ def _record(one: Wanted, job: Job, before: _Before, trained: Trained, peak_bytes
         values=before.values | scores.trained(job, predicted),
         ledger=trained.ledger,
         trail=trained.epochs,
-        trace=replace(trained.trace, answers=scores.answers(job, predicted)) if may_tell else None,
+        trace=replace(trained.trace, answers=scores.answers(job, predicted)) if not job.secret else None,
         moved=change.moved(before.vectors, job.backbone),
         cost=_speed(trained) | {"peak_bytes": peak_bytes},
         sources=one.hashes,
@@ -235,10 +261,15 @@ def _record(one: Wanted, job: Job, before: _Before, trained: Trained, peak_bytes
 
 
 def _speed(trained: Trained) -> dict[str, float]:
-    """Return the median seconds of an epoch, and the examples and tokens per second of all epochs."""
+    """Return the median seconds of an epoch and, if they may be told, examples and tokens per second of all."""
     seconds = sum(epoch.seconds for epoch in trained.epochs)
-    return {
-        "epoch_seconds": median(epoch.seconds for epoch in trained.epochs),
-        "examples_per_second": sum(epoch.examples for epoch in trained.epochs) / seconds,
-        "tokens_per_second": sum(epoch.tokens for epoch in trained.epochs) / seconds,
-    }
+    epoch = {"epoch_seconds": median(epoch.seconds for epoch in trained.epochs)}
+    return (
+        epoch
+        if trained.secret
+        else epoch
+        | {
+            "examples_per_second": sum(epoch.examples for epoch in trained.epochs) / seconds,
+            "tokens_per_second": sum(epoch.tokens for epoch in trained.epochs) / seconds,
+        }
+    )

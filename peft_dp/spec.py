@@ -92,7 +92,7 @@ class Spec:
 
     Attributes:
         backbone: Name of a file in `backbones/`.
-        task: Name of a task.
+        task: Name of a task, or the address of one's own data, such as "csv:train.csv,dev.csv" (`tasks/own.py`).
         train: Number of training examples, drawn once for all seeds; null for all.
         dev: Number of scored examples, likewise.
         method: Name of a file in `methods/`.
@@ -116,6 +116,8 @@ class Spec:
         weights: "random" draws those of the backbone's shape and fetches nothing; for time and memory only.
         seed: Feeds the streams for initialisation, batches, dropout and noise.
         implementation: Who makes the run: "own", this project's code, or the name of a file in `implementations/`.
+        secret: Whether the batches and the noise of a private run come from the operating system, so that nobody can
+            repeat them; on a task that is not public they always do.
     """
 
     budget: Budget
@@ -138,12 +140,17 @@ class Spec:
     weights: Literal["pretrained", "random"] = "pretrained"
     seed: int = 0
     implementation: str = "own"
+    secret: bool = False
 
     def __post_init__(self) -> None:
-        validate.plain(backbone=self.backbone, task=self.task, method=self.method, implementation=self.implementation)
+        validate.plain(backbone=self.backbone, method=self.method, implementation=self.implementation)
+        if ":" not in self.task:
+            validate.plain(task=self.task)
         validate.count(epochs=self.epochs, batch=self.batch, max_length=self.max_length)
         if self.head == "stock" and self.readout not in ("cls", "tokens"):
             raise ValueError(f"readout {self.readout!r} needs head 'linear': a stock head reads where it reads")
+        if self.secret and self.privacy is None:
+            raise ValueError("secret is of private runs, and this one has no privacy: leave it out")
 
     def __hash__(self) -> int:
         """Equal specs have equal JSON."""

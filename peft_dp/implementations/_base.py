@@ -22,7 +22,7 @@ from peft_dp.training.run import Trained
 from peft_dp.training.tally import Tally, clocks
 from peft_dp.training.tracer import Tracer
 from peft_dp.training.trail import Epoch
-from peft_dp.validate import Missing
+from peft_dp.validate import Missing, Unsupported
 
 
 class Implementation:
@@ -75,6 +75,15 @@ class Library(Implementation):
     def fit(self, job: Job, watch: Watch) -> None:
         """Train a job in place by the library, and have `watch` take down what it does."""
         raise NotImplementedError
+
+    def prepared(self, spec: Spec, sources: Sources) -> Sources:
+        """Return what a spec names, as any implementation; a library's noise is fed from a seed, so never secret."""
+        if sources.plan.private and (spec.secret or not sources.task.public):
+            raise Unsupported(
+                f"implementation {spec.implementation!r} is fed with seeded noise, and private runs on data that are "
+                "not public take it from the operating system: use implementation 'own'"
+            )
+        return super().prepared(spec, sources)
 
     def together(self, job: Job) -> bool:
         """Return False: a library trains one seed at a time."""

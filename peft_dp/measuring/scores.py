@@ -54,6 +54,12 @@ def answers(job: Job, predicted: list[float]) -> str | list[float]:
 
 def predictions(job: Job) -> list[float]:
     """Return the predicted class or score of each dev example, in order; of tags, those that `_joined` returns."""
+    ordered = by_example(job)
+    return _joined(job, ordered) if job.task.kind == "tokens" else ordered
+
+
+def by_example(job: Job) -> list[Any]:
+    """Return the predicted class or score of each dev example, in order; of tags, one per token, padding included."""
     found: dict[int, Any] = {}
     job.backbone.model.eval()
     with torch.inference_mode():
@@ -61,8 +67,7 @@ def predictions(job: Job) -> list[float]:
             logits = job.logits(job.batch(job.dev, part))
             best = logits.squeeze(-1) if job.task.kind == "regression" else logits.argmax(-1)
             found |= dict(zip(part, best.tolist(), strict=True))
-    ordered = [found[index] for index in range(len(job.dev))]
-    return _joined(job, ordered) if job.task.kind == "tokens" else ordered
+    return [found[index] for index in range(len(job.dev))]
 
 
 def _labels(job: Job) -> list[float]:

@@ -13,7 +13,7 @@ all the privacy engine asks of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -203,6 +203,19 @@ class Backbone:
         with torch.no_grad():
             for name, parameter in updated.items():
                 parameter.copy_(held[name])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all that a step, or a method between two phases, may change in place: "parameter/NAME" and so on."""
+        model = self.model
+        named = {"parameter": model.named_parameters(), "buffer": model.named_buffers(), "mask": self.masks.items()}
+        return {f"{kind}/{name}": value for kind, values in named.items() for name, value in values}
+
+    @torch.no_grad()
+    def fill(self, values: Mapping[str, Tensor]) -> None:
+        """Put values into `tensors` of the same names, which the same method has arranged in the same phase."""
+        held = self.tensors()
+        for name, value in values.items():
+            held[name].copy_(value)
 
     def to(self, device: str) -> None:
         """Moves the model and the masks."""

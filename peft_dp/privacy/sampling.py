@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
-
 from peft_dp import rng
 from peft_dp.privacy.plan import Plan
 
@@ -21,7 +19,6 @@ def epoch(plan: Plan, source: rng.Source) -> Iterator[list[int]]:
         for _ in range(plan.steps_per_epoch):
             yield (rng.chances(source, plan.examples) < plan.sample_rate).nonzero().flatten().tolist()
     else:
-        assert isinstance(source, torch.Generator)
-        order = torch.randperm(plan.examples, generator=source).tolist()
+        order = rng.permutation(source, plan.examples).tolist()
         for step in range(plan.steps_per_epoch):
             yield order[step * plan.batch : (step + 1) * plan.batch]

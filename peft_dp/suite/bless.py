@@ -100,18 +100,21 @@ def bless(
     )
     for cell, record in trained(cells, seeds, places, RECORDED, records.folder):
         loss, seed = record.trail[-1].loss, str(record.spec.seed)
-        if loss is None:
+        if loss is None and record.trace:
             raise ValueError(f"{cell.id} seed {seed}: its training loss is not finite, so nothing was recorded")
         made.scores.setdefault(cell.row.id, {}).setdefault(cell.task, {})[seed] = round(record.values["score"], 4)
-        made.losses.setdefault(cell.row.id, {}).setdefault(cell.task, {})[seed] = round(loss, 4)
+        if loss is not None:
+            made.losses.setdefault(cell.row.id, {}).setdefault(cell.task, {})[seed] = round(loss, 4)
         if record.trace:
             made.runs.setdefault(cell.row.id, {}).setdefault(cell.task, {})[seed] = kept_of(record)
-        tell(f"{cell.id} seed {seed}: score {record.values['score']:.2f}, loss {loss:.3f}")
-    for variant in VARIANTS:
+        told = "not told of a private run" if loss is None else f"{loss:.3f}"
+        tell(f"{cell.id} seed {seed}: score {record.values['score']:.2f}, loss {told}")
+    # Private runs on data that are not public have secret noise: they do not repeat, and only their spread is known.
+    repeating = [cell for cell in cells if cell.task in made.runs.get(cell.row.id, {})]
+    for variant in VARIANTS if repeating else ():
         tell(f"again, with {variant.name}")
-        for cell, record in trained(cells, seeds, places, variant):
-            if record.trace:
-                _widen(made, cell, record, variant)
+        for cell, record in trained(repeating, seeds, places, variant):
+            _widen(made, cell, record, variant)
     for row, tasks in made.drift.items():
         for task, drift in tasks.items():
             tell(f"{row} {task}: drift of {', '.join(f'{kind} {size:.2g}' for kind, size in drift.items())}")

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from peft_dp import rng
 from peft_dp.privacy.noised_sum import noised_sum
 from peft_dp.privacy.taps import Watched
 from peft_dp.training.job import Job
@@ -20,7 +21,7 @@ from peft_dp.validate import Missing
 def noised_mean(
     job: Job,
     indices: list[int],
-    streams: Mapping[str, torch.Generator],
+    streams: Mapping[str, rng.Source],
     tally: Tally,
     tracer: Tracer | None = None,
     watched: Watched | None = None,
@@ -42,7 +43,9 @@ def noised_mean(
     Raises:
         Missing: One example alone does not fit into memory.
     """
-    job.method.begin_step(job.backbone, streams["gates"])
+    gates = streams["gates"]
+    assert isinstance(gates, torch.Generator)
+    job.method.begin_step(job.backbone, gates)
     size = job.plan.batch if job.plan.sampling == "poisson" else len(indices)
     with memory_named(job, indices):
         mean = noised_sum(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 
@@ -78,6 +78,11 @@ class Job:
     loss: Callable[[Tensor, Tensor], Tensor]
 
     @property
+    def secret(self) -> bool:
+        """Whether nobody may repeat the run or see its exact course: private, with secret noise or data."""
+        return self.plan.private and (self.spec.secret or not self.task.public)
+
+    @property
     def title(self) -> str:
         """What the run is called in messages."""
         private = ", private" if self.plan.private else ""
@@ -137,10 +142,10 @@ def find_sources(spec: Spec, places: Places) -> Sources:
     if (task.kind == "tokens") != (spec.readout == "tokens"):
         need = "the readout 'tokens'" if task.kind == "tokens" else "a readout other than 'tokens'"
         raise ValueError(f"task {spec.task!r} needs {need}, not {spec.readout!r}: take a row for such tasks")
-    device = _device(spec, places.device)
-    data = _data(spec.task, places.data).subset(spec.train, spec.dev)
+    device = find_device(spec, places.device)
+    data = tasks.load(spec.task, places.data).subset(spec.train, spec.dev)
     plan = calibrate(spec, len(data.train))
-    files, weights_sha256, files_sha256 = _files(spec, backbone, places.backbones)
+    files, weights_sha256, files_sha256 = find_files(spec, backbone, places.backbones)
     return Sources(
         task=task,
         data=data,
@@ -154,7 +159,7 @@ def find_sources(spec: Spec, places: Places) -> Sources:
     )
 
 
-def _files(spec: Spec, backbone: ModuleType, folder: Path | None) -> tuple[Path | Random, str, str]:
+def find_files(spec: Spec, backbone: ModuleType, folder: Path | None) -> tuple[Path | Random, str, str]:
     """Return what a backbone is loaded from, the hash of its weights and that of its other files."""
     if spec.weights == "random":
         return Random(spec.backbone), "random", "random"
@@ -166,12 +171,12 @@ def _files(spec: Spec, backbone: ModuleType, folder: Path | None) -> tuple[Path 
     return files, sha256, hash_of_files(files)
 
 
-@cache
-def _data(name: str, folder: Path | None) -> Data:
-    return tasks.load(name, folder)
+def find_device(spec: Spec, asked: str) -> str:
+    """Return the device that a run takes.
 
-
-def _device(spec: Spec, asked: str) -> str:
+    Raises:
+        Missing: This machine lacks it.
+    """
     if asked == "auto" and spec.budget != "paper":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if asked == "cpu":
@@ -184,18 +189,7 @@ def _device(spec: Spec, asked: str) -> str:
 
 def build(spec: Spec, sources: Sources) -> Job:
     """Loads the backbone, gives it a head and installs the method."""
-    draw = rng.generator(spec.seed, "initialisation")
-    backbone = load(
-        sources.files,
-        sources.family,
-        outputs=sources.task.outputs,
-        head=spec.head,
-        readout=spec.readout,
-        dropout=spec.dropout,
-        rng=draw,
-    )
-    backbone.freeze()
-    sources.method.install(backbone, draw)
+    backbone = installed(spec, sources.files, sources.family, sources.task, sources.method)
     backbone.to(sources.device)
     train, dev = _encoded(sources, spec.max_length, spec.readout)
     longest = max(*train.lengths, *dev.lengths)
@@ -214,8 +208,25 @@ def build(spec: Spec, sources: Sources) -> Job:
         dev=dev,
         device=sources.device,
         packed=backbone.packs,
-        loss=_LOSSES[sources.task.kind],
+        loss=LOSSES[sources.task.kind],
     )
+
+
+def installed(spec: Spec, files: Path | Random, family: Family, task: Task, method: Method) -> Backbone:
+    """Return the backbone of those files with a head for the task and the method in place, before the first step."""
+    draw = rng.generator(spec.seed, "initialisation")
+    backbone = load(
+        files,
+        family,
+        outputs=task.outputs,
+        head=spec.head,
+        readout=spec.readout,
+        dropout=spec.dropout,
+        rng=draw,
+    )
+    backbone.freeze()
+    method.install(backbone, draw)
+    return backbone
 
 
 def _encoded(sources: Sources, max_length: int, readout: str) -> tuple[Encoded, Encoded]:
@@ -252,7 +263,7 @@ def mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return losses.sum(1) / (labels != IGNORED).sum(1).clamp(min=1)
 
 
-_LOSSES: dict[Kind, Callable[[Tensor, Tensor], Tensor]] = {
+LOSSES: dict[Kind, Callable[[Tensor, Tensor], Tensor]] = {
     "classification": cross_entropy,
     "regression": square_error,
     "tokens": mean_cross_entropy,

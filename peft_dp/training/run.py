@@ -16,7 +16,6 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from peft_dp import rng
-from peft_dp.models.backbone import Backbone
 from peft_dp.models.batch import BUDGETS
 from peft_dp.privacy import sampling
 from peft_dp.privacy.plan import Plan, ledger
@@ -42,6 +41,7 @@ class Trained:
         plan: The plan that the steps followed.
         trace: Where another run of the spec and seed could part from it.
         device: "cpu" or "cuda".
+        secret: Whether noise and batches came from the operating system, and the exact course is not to be told.
     """
 
     epochs: list[Epoch]
@@ -49,16 +49,16 @@ class Trained:
     plan: Plan
     trace: Trace
     device: str
+    secret: bool = False
 
     @property
     def ledger(self) -> dict[str, Any] | None:
         """What was spent, from the steps that were made and not from those planned; None without privacy."""
         if not self.plan.private:
             return None
-        return ledger(self.plan, sum(epoch.steps for epoch in self.epochs), seeded=True) | {
-            "physical_batch": f"{BUDGETS[self.device].tokens} tokens",
-            "clipped": [epoch.clipped for epoch in self.epochs],
-        }
+        found = ledger(self.plan, sum(epoch.steps for epoch in self.epochs), seeded=not self.secret)
+        found |= {"physical_batch": f"{BUDGETS[self.device].tokens} tokens"}
+        return found if self.secret else found | {"clipped": [epoch.clipped for epoch in self.epochs]}
 
 
 class Run:
@@ -81,9 +81,10 @@ class Run:
         self._share = share
         self._trail: list[Epoch] = []
         self._optimiser_bytes = 0
-        self._batches = rng.generator(job.spec.seed, "batches")
-        self._streams = {
+        self._batches: rng.Source = rng.Entropy() if job.secret else rng.generator(job.spec.seed, "batches")
+        self._streams: dict[str, rng.Source] = {
             **rng.of_steps(job.spec.seed, job.device),
+            **({"noise": rng.Entropy()} if job.secret else {}),
             "dropout": _default_generator(job.device),
         }
         self.tracer = Tracer(job)
@@ -174,14 +175,15 @@ class Run:
 
     def result(self) -> Trained:
         """Return what the steps made so far gave."""
-        return Trained([*self._trail], self._optimiser_bytes, self.job.plan, self.tracer.trace(), self.job.device)
+        job = self.job
+        return Trained([*self._trail], self._optimiser_bytes, job.plan, self.tracer.trace(), job.device, job.secret)
 
     def state(self) -> State:
         """Return the run between two steps: what differs from a new one, and where its streams are.
 
         The stream of batches is told as the epoch found it, for the epoch draws from it as a whole.
         """
-        named = _tensors(self.job.backbone)
+        named = self.job.backbone.tensors()
         changed = {
             name: value for name, value in named.items() if name in self._moving or not name.startswith("parameter/")
         }
@@ -203,7 +205,8 @@ class Run:
         tensors, values = state.tensors, state.values
         while self._begun < values["phase"]:  # what trains is arranged phase by phase; then the values are put there
             self._arrange()
-        _restore(self.job.backbone, tensors)
+        kinds = ("parameter/", "buffer/", "mask/")
+        self.job.backbone.fill({name: value for name, value in tensors.items() if name.startswith(kinds)})
         self._trail = [Epoch(**epoch) for epoch in values["trail"]]
         self._optimiser_bytes = values["optimiser_bytes"]
         self.tracer.restore(_TRACE.validate_python(values["trace"]))
@@ -254,22 +257,6 @@ class Run:
         if not self.job.plan.private and self._trail[-1].loss is None:
             where = f"{self.title}: the training loss of epoch {len(self._trail)} is not finite"
             raise FloatingPointError(f"{where}: try a smaller optimiser.rate")
-
-
-def _tensors(backbone: Backbone) -> dict[str, Tensor]:
-    """Return all that a step, or a method between two phases, may change in place."""
-    model = backbone.model
-    named = {"parameter": model.named_parameters(), "buffer": model.named_buffers(), "mask": backbone.masks.items()}
-    return {f"{kind}/{name}": value for kind, values in named.items() for name, value in values}
-
-
-@torch.no_grad()
-def _restore(backbone: Backbone, saved: Mapping[str, Tensor]) -> None:
-    """Put values in their places, which the same method has arranged in the same phase."""
-    tensors = _tensors(backbone)
-    for name, value in saved.items():
-        if name.startswith(("parameter/", "buffer/", "mask/")):
-            tensors[name].copy_(value)
 
 
 def _default_generator(device: str) -> torch.Generator:

@@ -88,10 +88,10 @@ class Tally:
         wall, processor = clocks()  # only now has a GPU done what it was asked for
         released = job.backbone.count() * self.steps if job.plan.private else 0
         return Epoch(
-            loss=loss if math.isfinite(loss) else None,
-            clipped=clipped if job.plan.private else None,
-            examples=self.examples,
-            tokens=self.tokens,
+            loss=loss if math.isfinite(loss) and not job.secret else None,
+            clipped=clipped if job.plan.private and not job.secret else None,
+            examples=self.examples if not job.secret else job.plan.examples,
+            tokens=self.tokens if not job.secret else 0,
             steps=self.steps,
             seconds=(wall - start[0]) * share,
             processor_seconds=(processor - start[1]) * share,

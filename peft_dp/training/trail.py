@@ -20,10 +20,10 @@ class Epoch:
     """What one epoch gave.
 
     Attributes:
-        loss: Mean loss of the examples seen, before each step; None where it is not finite.
-        clipped: Share of the examples whose gradient was longer than the clip; None without privacy.
-        examples: Examples seen.
-        tokens: Tokens seen, padding not counted.
+        loss: Mean loss of the examples seen, before each step; None where it is not finite or not to be told.
+        clipped: Share of the examples whose gradient was longer than the clip; None without privacy, or likewise.
+        examples: Examples seen; where that is not to be told, those expected.
+        tokens: Tokens seen, padding not counted; 0 where that is not to be told.
         steps: Updates made.
         seconds: Wall time by a monotonic clock.
         processor_seconds: Processor time of this process, which other load does not stretch.

@@ -33,7 +33,7 @@ def run(options: Namespace) -> int:
     cells = cells_of(options.table)
     if options.seeds < MINIMUM_SEEDS:
         raise ValueError(f"--seeds {options.seeds} is too few to know a spread: give at least {MINIMUM_SEEDS}")
-    if environment()["dirty"] is not False:
+    if environment()["dirty"]:
         changes = "peft_dp/ has changes that are not committed"
         raise ValueError(f"{changes}: commit them, so that the record can name what made it")
     file = bless(cells, options.seeds, places(options), Records(options.records), print)
@@ -43,7 +43,7 @@ def run(options: Namespace) -> int:
 
 BLESS = Verb(
     name="bless",
-    help="record what this machine gives as the expectation of a table or a row",
+    help="record what this machine gives, under five seeds or more, as the expectation of a table or a row",
     examples=(
         "peft-dp bless embedded/smoke/bitfit  # one row",
         "peft-dp bless embedded/smoke --seeds 10",

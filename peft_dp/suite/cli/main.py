@@ -11,12 +11,14 @@ from io import TextIOWrapper, UnsupportedOperation
 
 import shtab
 
+from peft_dp import registry
 from peft_dp.suite.cli.audit import AUDIT
 from peft_dp.suite.cli.bless import BLESS
 from peft_dp.suite.cli.compare import COMPARE
 from peft_dp.suite.cli.doctor import DOCTOR
 from peft_dp.suite.cli.list import LIST
 from peft_dp.suite.cli.plan import PLAN
+from peft_dp.suite.cli.predict import PREDICT
 from peft_dp.suite.cli.report import REPORT
 from peft_dp.suite.cli.run import RUN
 from peft_dp.suite.cli.show import SHOW
@@ -25,7 +27,7 @@ from peft_dp.suite.cli.verb import COMPLETION, print_error
 from peft_dp.suite.papers import reader
 from peft_dp.validate import Missing
 
-VERBS = (DOCTOR, LIST, SHOW, RUN, PLAN, SUBMIT, AUDIT, BLESS, REPORT, COMPARE)
+VERBS = (DOCTOR, LIST, SHOW, RUN, PREDICT, PLAN, SUBMIT, AUDIT, BLESS, REPORT, COMPARE)
 """Every verb, in the order of the help."""
 
 EXIT_CODES = """exit codes:
@@ -56,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if sys.flags.optimize > 1:
             raise ValueError("Python runs without docstrings, which transformers reads: unset PYTHONOPTIMIZE")
         reader.check_folder()
-        code = int(options.run(options))
+        with registry.with_own(options.tables):
+            code = int(options.run(options))
         sys.stdout.flush()
         return code
     except FloatingPointError as error:

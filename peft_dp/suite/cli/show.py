@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -12,6 +13,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from peft_dp import registry
 from peft_dp.spec import to_json
 from peft_dp.suite import papers, pytest_command
 from peft_dp.suite.cli.list import cell_line, cited_line, claim_line, exact, fact_line, needs
@@ -104,8 +106,8 @@ def _cell_page(cell: Cell) -> Lines:
         ("differs", row.differs),
         ("note", table.note),
         ("needs", needs(cell.spec)),
-        ("run", f"peft-dp run {cell.id}"),
-        ("test", f"{pytest_command(table.paper, f'test_{table.table}[{cell}]')} -m {MARKERS[table.budget]}"),
+        ("run", shlex.join(["peft-dp", "run", cell.id, *cell.tables_option])),
+        ("test", _test(cell)),
     ]
 
 
@@ -135,6 +137,14 @@ def _claim_page(claim: Claim) -> Lines:
 
 def _about(cell: Cell) -> Lines:
     return [("row", cell.row.title), ("table", cell.table.title), ("source", cell.table.source)]
+
+
+def _test(cell: Cell) -> str:
+    """Return the command that runs a cell's test."""
+    table, marks = cell.table, f"-m {MARKERS[cell.table.budget]}"
+    if table.is_own:
+        return f"{pytest_command('tables', f'test_tables[{cell.id}]')} --peft-tables {registry.own_folder()} {marks}"
+    return f"{pytest_command(table.paper, f'test_{table.table}[{cell}]')} {marks}"
 
 
 def _texts(title: str, texts: Mapping[str, str]) -> Lines:

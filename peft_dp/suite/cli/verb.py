@@ -49,6 +49,8 @@ class Verb:
             formatter_class=RawDescriptionHelpFormatter,
         )
         self.add_options(parser)
+        says = "a folder of your own tables, as PAPER/TABLE.json, with your own methods/ and tasks/"
+        parser.add_argument("--tables", "--peft-tables", type=Path, metavar="DIR", help=says)
         parser.set_defaults(run=self.run)
 
 

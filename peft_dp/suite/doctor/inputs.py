@@ -91,13 +91,14 @@ def _shape(name: str, places: Places) -> list[Check]:
 def _data(name: str, places: Places) -> Check:
     folder = places.data
     here = partial(Check, kind="data", name=name)
-    hosted = tasks.find(name).hub
+    hosted = None if ":" in name else tasks.find(name).hub
     mend = f"put your copy in {folder or 'DIR'}/{name.partition('-')[0]}"
     if hosted:
         repository, revision = hosted
         command = f"hf download {repository} --repo-type dataset --revision {revision}"
         mend = f"{command} --local-dir {folder or 'DIR'}"
     mend += "" if folder else "  # then --data DIR"
+    mend = "put the files where the table names them" if ":" in name else mend
     try:
         data = tasks.load(name, folder)
     except Missing as error:

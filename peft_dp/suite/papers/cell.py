@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
+from peft_dp import registry
 from peft_dp.spec import Spec, from_json
 from peft_dp.suite.papers.protocol import Stated, origins, read_protocol, settings
 from peft_dp.suite.papers.reader import merged
@@ -40,8 +41,20 @@ class Cell:
         return f"{self.table.address}/{self.row.id}/{self.task}"
 
     @property
+    def data(self) -> str:
+        """Name of the task that it learns, or the address that the table gives for its column."""
+        return str(self.table.tasks[self.task].get("task", self.task))
+
+    @property
+    def tables_option(self) -> list[str]:
+        """The words by which a command finds its table: none where that is in `expected/`."""
+        return ["--tables", str(registry.own_folder())] if self.table.is_own else []
+
+    @property
     def node(self) -> str:
         """What pytest calls its test."""
+        if self.table.is_own:
+            return f"bench/test_tables.py::test_tables[{self.id}]"
         return f"bench/test_{self.table.paper}.py::test_{self.table.table}[{self}]"
 
     @cached_property
@@ -90,7 +103,8 @@ class Cell:
             methods.make(self.spec.method, self.spec.config)
             implementations.load(self.spec.implementation)
         except ValueError as error:
-            raise ValueError(f"expected/{self.table.address}.json, row {short(self.row.id)}: {error}") from None
+            where = "" if self.table.is_own else "expected/"
+            raise ValueError(f"{where}{self.table.address}.json, row {short(self.row.id)}: {error}") from None
 
     def specs(self, seeds: int | None = None) -> list[Spec]:
         """One spec a seed, 0 to `seeds` - 1; None for as many as the row or the table asks for."""

@@ -192,7 +192,7 @@ def claims(paper: str | None = None, *, printed: bool | None = None) -> list[Cla
         ValueError: A file that does not hold claims, or a claim about rows that its table lacks; the message names it.
     """
     found = []
-    for path in sorted(reader.FOLDER.glob(f"{paper or '*'}/claims.json")):
+    for path in reader.glob(f"{paper or '*'}/claims.json"):
         held: Claims = read(path, Claims)
         unique(path, [claim.id for claim in held.claims])
         for claim in held.claims:

@@ -94,7 +94,7 @@ def facts(paper: str | None = None) -> list[Fact]:
         ValueError: A file that does not hold facts; the message names it and the field.
     """
     found = []
-    for path in sorted(reader.FOLDER.glob(f"{paper or '*'}/facts.json")):
+    for path in reader.glob(f"{paper or '*'}/facts.json"):
         held: Facts = read(path, Facts)
         unique(path, [fact.id for fact in held.facts])
         for fact in held.facts:

@@ -20,7 +20,7 @@ from peft_dp.suite.papers import reader
 from peft_dp.suite.papers.reader import read
 from peft_dp.validate import short
 
-APART = ("budget", "seed", "reuse", "precision", "weights", "implementation")
+APART = ("budget", "seed", "reuse", "precision", "weights", "implementation", "secret")
 """Fields of `Spec` that are no paper's to state: how this project spends work, draws and computes."""
 PARTS = {"privacy": Privacy, "optimiser": Optimiser}
 NAMES = {f.name for f in fields(Spec)} - {*APART, *PARTS, "config"} | {
@@ -97,7 +97,7 @@ def read_protocol(paper: str) -> Origins:
     Raises:
         ValueError: A file that does not hold that; the message names it and the field.
     """
-    path = reader.FOLDER / paper / "protocol.json"
+    path = reader.home(paper) / paper / "protocol.json"
     found: Origins = read(path, Protocol) if path.is_file() else Origins()
     return found
 

@@ -10,11 +10,33 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from peft_dp import registry
 from peft_dp.spec import first
 from peft_dp.suite import HOME
 from peft_dp.validate import short
 
 FOLDER = HOME / "expected"
+
+
+def glob(pattern: str) -> list[Path]:
+    """Return the files of a pattern such as "*/facts.json" in `expected/`, then in the folder of one's own tables.
+
+    Raises:
+        ValueError: One's own folder has a paper of the name of one in `expected/`.
+    """
+    own = registry.own_folder()
+    if own is None:
+        return sorted(FOLDER.glob(pattern))
+    ours = {path.parent.name for path in FOLDER.glob("*/*.json")}
+    if taken := sorted(ours & {path.parent.name for path in own.glob("*/*.json")}):
+        raise ValueError(f"{own / taken[0]} has the name of a paper in {FOLDER}: give the folder another name")
+    return [*sorted(FOLDER.glob(pattern)), *sorted(own.glob(pattern))]
+
+
+def home(paper: str) -> Path:
+    """Return the folder that holds the folder of a paper: one's own where it is there, else `expected/`."""
+    own = registry.own_folder()
+    return own if own and (own / paper).is_dir() else FOLDER
 
 
 def check_folder() -> None:

@@ -94,14 +94,14 @@ def read_recorded(table: str) -> Recorded:
     Raises:
         ValueError: A file that does not hold that; the message names it and the field.
     """
-    path = reader.FOLDER / f"{table}.recorded.json"
+    path = reader.home(table.partition("/")[0]) / f"{table}.recorded.json"
     found: Recorded = read(path, Recorded) if path.is_file() else Recorded(blessings=[])
     return found
 
 
 def add_blessing(table: str, blessing: Blessing) -> Path:
     """Adds a blessing to what was recorded for a table, and gives the file."""
-    path = reader.FOLDER / f"{table}.recorded.json"
+    path = reader.home(table.partition("/")[0]) / f"{table}.recorded.json"
     renewed = read_recorded(table).renewed(blessing)
     data = {"$schema": link(Recorded)} | TypeAdapter(Recorded).dump_python(renewed, mode="json")
     text = json.dumps(data, indent=1) + "\n"

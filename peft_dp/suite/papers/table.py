@@ -133,6 +133,11 @@ class Table(Origins):
         return any("implementation" in row.spec for row in self.rows)
 
     @property
+    def is_own(self) -> bool:
+        """Whether it stands in the folder of a user's own tables."""
+        return reader.home(self.paper) != reader.FOLDER
+
+    @property
     def address(self) -> str:
         """Its name among the tables of all papers."""
         return f"{self.paper}/{self.table}"
@@ -141,7 +146,7 @@ class Table(Origins):
 def table_files() -> list[Path]:
     """Files of all tables, sorted."""
     others = ("facts.json", "claims.json", "protocol.json")
-    return sorted(p for p in reader.FOLDER.glob("*/*.json") if p.suffixes == [".json"] and p.name not in others)
+    return [path for path in reader.glob("*/*.json") if path.suffixes == [".json"] and path.name not in others]
 
 
 def read_table(name: str) -> Table:
@@ -150,7 +155,7 @@ def read_table(name: str) -> Table:
     Raises:
         ValueError: No such table, or a file that is not one; the message names the file and the field.
     """
-    path = reader.FOLDER / f"{name}.json"
+    path = reader.home(name.partition("/")[0]) / f"{name}.json"
     if path not in table_files():
         known = ", ".join(f"{path.parent.name}/{path.stem}" for path in table_files())
         raise ValueError(f"no table {short(name)}; known: {known}")

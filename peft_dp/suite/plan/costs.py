@@ -118,7 +118,7 @@ def _canonical(spec: Spec) -> Spec:
     return Spec(
         budget="paper",
         backbone=spec.backbone,
-        task=next(alike),
+        task=next(alike, spec.task),
         method=spec.method,
         config=spec.config,
         privacy=spec.privacy and Privacy(epsilon=1.0, delta=1e-5),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pytest
 
+from peft_dp import registry
 from peft_dp.suite import HOME
 from peft_dp.suite.plugin.options import pytest_addoption
 
@@ -34,7 +35,9 @@ def asked(config: pytest.Config) -> bool:
 @pytest.hookimpl(wrapper=True)
 def pytest_cmdline_main(config: pytest.Config) -> object:
     """Load the rest of the plugin if the session is ours, before pytest-xdist counts its workers."""
-    if asked(config):
-        for part in PARTS:
-            config.pluginmanager.import_plugin(f"{__name__}.{part}")
-    return (yield)
+    if not asked(config):
+        return (yield)
+    for part in PARTS:
+        config.pluginmanager.import_plugin(f"{__name__}.{part}")
+    with registry.with_own(folder if (folder := config.option.peft_tables) and folder.is_dir() else None):
+        return (yield)  # a folder that is none is refused with the other options

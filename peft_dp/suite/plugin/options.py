@@ -27,6 +27,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--peft-data", type=Path, metavar="DIR", help="real data, e.g. GLUE's official folders or parquet files"
     )
     group.addoption(
+        "--peft-tables",
+        type=Path,
+        metavar="DIR",
+        help="a folder of your own tables, as PAPER/TABLE.json, with your own methods/ and tasks/ (docs/own.md)",
+    )
+    group.addoption(
         "--peft-baseline",
         type=Path,
         metavar="DIR",
@@ -55,7 +61,7 @@ def check_options(config: pytest.Config) -> None:
         machine.worker_count()
     except ValueError as error:
         raise pytest.UsageError(str(error)) from None
-    for name in ("peft_data", "peft_backbones"):
+    for name in ("peft_data", "peft_backbones", "peft_tables"):
         folder = getattr(option, name)
         if folder is not None and not folder.is_dir():
             raise pytest.UsageError(f"--{name.replace('_', '-')} {folder} is not a folder")

@@ -35,7 +35,7 @@ SELECTED: dict[str, tuple[str, Callable[[set[str]], bool]]] = {
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register the markers."""
-    papers = {path.parent.name: f"cells of expected/{path.parent.name}" for path in reader.FOLDER.glob("*/*.json")}
+    papers = {path.parent.name: f"cells of expected/{path.parent.name}" for path in reader.glob("*/*.json")}
     for name, meaning in (MARKERS | papers).items():
         config.addinivalue_line("markers", f"{name}: {meaning}")
 

@@ -93,6 +93,7 @@ class Verdict:
         return "\n".join([*lines, f"again: {shlex.join(['peft-dp', 'run', self.cell.id, *self._options()])}"])
 
     def _options(self) -> Iterator[str]:
+        yield from self.cell.tables_option
         seed = self.records[0].spec.seed if self.records else 0
         if seed:
             yield from ("--seed", str(seed))
@@ -187,7 +188,7 @@ def _within(
     """Our mean score beside that of `runs` others, whose spread over seeds this is."""
     ours = len(scores)
     allowed, unusual, unsure = (spread.half_width(runs, ours, a) + rounding for a in (RED, AMBER, 2 * AMBER))
-    margin = resolution(*scoring(cell.task, cell.spec.dev, expected))
+    margin = resolution(*scoring(cell.data, cell.spec.dev, expected))
     equal = min(margin - unsure, unusual)
     reproduced = f"reproduced within {equal:.3g}" if equal >= 0 else "too few runs to be reproduced"
     unseen = spread.detectable(runs, ours)
@@ -241,7 +242,7 @@ def printed_spreads(cell: Cell) -> list[Spread]:
 def spread_assumed(cell: Cell, score: float) -> Spread:
     """What stands for the spread of a cell where none is printed."""
     dev, privacy = (None, None) if cell.row.cited else (cell.spec.dev, cell.spec.privacy)
-    return prior(*scoring(cell.task, dev, score), private=privacy is not None)
+    return prior(*scoring(cell.data, dev, score), private=privacy is not None)
 
 
 def scoring(task: str, dev: int | None, score: float) -> tuple[str, float, int, float]:
@@ -307,7 +308,8 @@ def _learnt(cell: Cell, records: Sequence[Record]) -> list[Finding]:
     is expected, as of a row that is there for its time.
     """
     found = []
-    if lost := [record.spec.seed for record in records if record.trail and record.trail[-1].loss is None]:
+    told = [record for record in records if record.trail and not record.secret]
+    if lost := [record.spec.seed for record in told if record.trail[-1].loss is None]:
         band = f"trained, but nothing learnt: the last epoch's loss is not finite with seed {_listed(lost)}"
         share = 1 - len(lost) / len(records)
         found.append(Finding(quantity="finite losses", expected=1.0, ours=share, allowed=0.0, unusual=0.0, band=band))
@@ -318,7 +320,7 @@ def _learnt(cell: Cell, records: Sequence[Record]) -> list[Finding]:
         seeds = _listed([record.spec.seed for record in mute])
         band = f"trained, but nothing learnt: the score is that of always saying the same class, with seed {seeds}"
         nothing = max(record.values["score"] - record.values["above_majority"] for record in mute)
-        allowed = inf if min(expected) <= nothing + resolution(*scoring(cell.task, cell.spec.dev, nothing)) else 0.0
+        allowed = inf if min(expected) <= nothing + resolution(*scoring(cell.data, cell.spec.dev, nothing)) else 0.0
         found.append(Finding(quantity="answers", expected=2.0, ours=1.0, allowed=allowed, unusual=0.0, band=band))
     return found
 
