@@ -5,16 +5,36 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Places", "Privacy", "PrivacyEngine", "Record", "Spec", "attach", "cells", "claims", "facts", "run"]
+__all__ = [
+    "Places",
+    "Privacy",
+    "PrivacyEngine",
+    "Record",
+    "Spec",
+    "attach",
+    "cells",
+    "claims",
+    "facts",
+    "load",
+    "load_run",
+    "merge",
+    "run",
+    "save",
+    "task",
+    "to_peft",
+]
 
 if TYPE_CHECKING:
     from peft_dp.machine import Places
     from peft_dp.methods._attach import attach
+    from peft_dp.methods._attached import load, merge, save, to_peft
     from peft_dp.privacy.engine import PrivacyEngine
     from peft_dp.records import Record
     from peft_dp.runs import run
+    from peft_dp.saved import load_run
     from peft_dp.spec import Privacy, Spec
     from peft_dp.suite.papers import cells, claims, facts
+    from peft_dp.tasks.own import task
 
 _HOMES = {
     "Places": "machine",
@@ -26,7 +46,13 @@ _HOMES = {
     "cells": "suite.papers",
     "claims": "suite.papers",
     "facts": "suite.papers",
+    "load": "methods._attached",
+    "load_run": "saved",
+    "merge": "methods._attached",
     "run": "runs",
+    "save": "methods._attached",
+    "task": "tasks.own",
+    "to_peft": "methods._attached",
 }
 
 

@@ -132,7 +132,7 @@ class Model:
         return Example(parts[0], parts[1] if self.task.pair else None, label)
 
 
-def load(folder: Path, places: Places | None = None) -> Model:
+def load_run(folder: Path, places: Places | None = None) -> Model:
     """Return the model that `peft-dp run --save` wrote.
 
     Raises:

@@ -13,6 +13,7 @@ from peft_dp import methods, registry, saved, tasks
 from peft_dp.machine import Places
 from peft_dp.runs import run
 from peft_dp.spec import Privacy, Spec
+from peft_dp.validate import Missing
 
 TASKS = {"sentiment": {}, "paraphrase": {}, "similarity": {}, "entities": {"readout": "tokens"}}
 KINDS = [name for name in TASKS if name in tasks.names()]
@@ -31,7 +32,7 @@ def test_every_method(method: str, spec: Callable[..., Spec], places: Places, tm
     readout = "mask" if method in ("slash", "warp", "jr_warp") else "cls"
     made = spec(method=method, config=json.loads(example.model_dump_json()), readout=readout)
     record = run(made, places, save=tmp_path / "model")
-    model = saved.load(tmp_path / "model", places)
+    model = saved.load_run(tmp_path / "model", places)
     assert record.trace
 
     labels = model.task.labels
@@ -44,7 +45,7 @@ def test_every_kind(task: str, spec: Callable[..., Spec], places: Places, tmp_pa
     """Classes come back by name, scores as numbers, tags as one list for each text, with a tag for each word."""
     made = spec(task=task, **TASKS[task])
     run(made, places, save=tmp_path / "model")
-    model = saved.load(tmp_path / "model", places)
+    model = saved.load_run(tmp_path / "model", places)
     given = texts(made)
     found = model.predict(given)
 
@@ -85,7 +86,7 @@ def test_refusals(spec: Callable[..., Spec], places: Places, tmp_path: Path) -> 
         run(spec(privacy=private), places, save=tmp_path / "new")
     assert not (tmp_path / "new").exists()
     run(spec(privacy=private, secret=True), places, save=tmp_path / "new")
-    ledger = saved.load(tmp_path / "new", places).ledger
+    ledger = saved.load_run(tmp_path / "new", places).ledger
     assert ledger
     assert ledger["noise"] == "secure"
     assert ledger["epsilon"] <= 8.0
@@ -94,7 +95,7 @@ def test_refusals(spec: Callable[..., Spec], places: Places, tmp_path: Path) -> 
 def test_damage(spec: Callable[..., Spec], places: Places, tmp_path: Path) -> None:
     """A damaged file, other weights and a wrong text are named."""
     run(spec(), places, save=tmp_path / "model")
-    model = saved.load(tmp_path / "model", places)
+    model = saved.load_run(tmp_path / "model", places)
     tensors, about = tmp_path / "model" / saved.TENSORS, tmp_path / "model" / saved.ABOUT
 
     with pytest.raises(ValueError, match=r"text 1 is \('a', 'b'\), but the model learnt 'Sentiment.*', one text each"):
@@ -104,18 +105,18 @@ def test_damage(spec: Callable[..., Spec], places: Places, tmp_path: Path) -> No
     assert model.predict([]) == []
     content = about.read_text()
     about.write_text(content.replace(json.loads(content)["weights"], "0" * 64))
-    with pytest.raises(ValueError, match="goes on bert with the hash 0000000000000000, but .* has "):
-        saved.load(tmp_path / "model", places)
+    with pytest.raises(ValueError, match=r"goes on bert with the hash 0000000000000000, but .* has "):
+        saved.load_run(tmp_path / "model", places)
     about.write_text(content[:100])
     with pytest.raises(ValueError, match="holds no whole model"):
-        saved.load(tmp_path / "model", places)
+        saved.load_run(tmp_path / "model", places)
     about.write_text(content)
     tensors.write_bytes(tensors.read_bytes()[:-1])
     with pytest.raises(ValueError, match="is not what was saved"):
-        saved.load(tmp_path / "model", places)
+        saved.load_run(tmp_path / "model", places)
     about.unlink()
-    with pytest.raises(saved.Missing, match="give a folder that `peft-dp run ... --save` wrote"):
-        saved.load(tmp_path / "model", places)
+    with pytest.raises(Missing, match=r"give a folder that `peft-dp run \.\.\. --save` wrote"):
+        saved.load_run(tmp_path / "model", places)
 
 
 def test_the_same_values(spec: Callable[..., Spec], places: Places, tmp_path: Path) -> None:
@@ -123,7 +124,7 @@ def test_the_same_values(spec: Callable[..., Spec], places: Places, tmp_path: Pa
     made = spec(method="slash", config={"size": 8})
     for name in ("one", "two"):
         run(made, places, save=tmp_path / name)
-    one, two = (saved.load(tmp_path / name, places).backbone.tensors() for name in ("one", "two"))
+    one, two = (saved.load_run(tmp_path / name, places).backbone.tensors() for name in ("one", "two"))
 
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)

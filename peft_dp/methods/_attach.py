@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from peft_dp.methods import make
+from peft_dp.methods._attached import BACKBONE, Attached, note, tensors
 from peft_dp.models.view import view
 
 
@@ -40,6 +41,7 @@ def attach(
             raise ValueError(f"the model has a method on it already ({where}): attach to a new one")
     backbone = view(model, [head] if isinstance(head, str) else head)
     before = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    names = set(tensors(model))
     try:
         backbone.freeze()
         made.install(backbone, torch.Generator().manual_seed(seed))
@@ -52,6 +54,10 @@ def attach(
             raise ValueError(f"{type(model).__name__} lacks what {method} works on: {error}") from error
         raise
     backbone.to(str(next(model.parameters()).device))  # what a method adds may lie elsewhere
+    added = tuple(name for name in tensors(model) if name not in names)
+    heads = (head,) if isinstance(head, str) else tuple(head)
+    note(model, Attached(method=method, settings=made.model_dump(mode="json"), seed=seed, head=heads, added=added))
+    model.__dict__[BACKBONE] = backbone
     return backbone.trained()
 
 

@@ -24,7 +24,7 @@ def run(options: Namespace) -> int:
     from peft_dp import saved
     from peft_dp.tasks import own
 
-    model = saved.load(options.model, places(options))
+    model = saved.load_run(options.model, places(options))
     texts = own.texts(options.file, pair=model.task.pair)
     found = model.predict(texts)
     if options.out:
