@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from peft_dp.methods import make
+from peft_dp import registry
+from peft_dp.methods import load, make
 from peft_dp.methods._attached import BACKBONE, Attached, note, tensors
 from peft_dp.models.view import view
 
@@ -18,7 +19,9 @@ def attach(
     """Freeze a Hugging Face model, put a method on it in place, and return what trains.
 
     Args:
-        model: A model of transformers of a family in `backbones/`: BERT, RoBERTa or DistilBERT, with a head or without.
+        model: A model of transformers, with a head or without: of a family in `backbones/` (BERT, RoBERTa, DistilBERT),
+            or a decoder of a family in `models/decoders.py` (GPT-2, Llama, Mistral, Qwen2), whose language-model head
+            stays frozen.
         method: Name of a file in `methods/` that changes nothing but the model.
         seed: Seed of the new parameters.
         head: Path of the module that makes the head, or several. A classification model's need not be named.
@@ -40,6 +43,9 @@ def attach(
             where = f"{type(module).__name__} at {name}" if name else type(module).__name__
             raise ValueError(f"the model has a method on it already ({where}): attach to a new one")
     backbone = view(model, [head] if isinstance(head, str) else head)
+    if backbone.family.causal and not made.for_decoders:
+        fit = [name for name in registry.names("methods") if load(name).Config.for_decoders]
+        raise ValueError(f"{method} is not made for decoders such as {type(model).__name__}: take {', '.join(fit)}")
     before = {parameter: parameter.requires_grad for parameter in model.parameters()}
     names = set(tensors(model))
     try:

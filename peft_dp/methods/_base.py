@@ -28,6 +28,9 @@ class Method(BaseModel, ABC):
     starts_elsewhere: ClassVar[str] = ""
     """Why the model computes something else than the pretrained one right after `install`; empty where it does not."""
 
+    for_decoders: ClassVar[bool] = False
+    """Whether it can be put on a decoder too."""
+
     @abstractmethod
     def install(self, backbone: Backbone, rng: torch.Generator) -> None:
         """Make just what the method trains require a gradient, in a backbone that is frozen but for its head.

@@ -29,15 +29,28 @@ def linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
     return layer
 
 
+def transposed(site: nn.Module) -> bool:
+    """Return whether a layer's weight is [in, out]: transformers' Conv1D, of which GPT-2 is made."""
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(site, Conv1D)
+
+
+def size(site: nn.Module) -> tuple[int, int]:
+    """Return the numbers of outputs and inputs of a linear layer."""
+    outputs, inputs = site.get_parameter("weight").shape
+    return (inputs, outputs) if transposed(site) else (outputs, inputs)
+
+
 class LowRank(nn.Module):
     """LoRA's product of two thin matrices: adds (alpha / r) B A x to a linear layer's output (see `lora.py`)."""
 
     def __init__(self, site: nn.Module, rank: int, alpha: float, rng: torch.Generator) -> None:
         super().__init__()
-        weight = site.get_parameter("weight")  # [out, in]
-        a = nn.init.kaiming_uniform_(torch.empty(rank, weight.shape[1]), a=math.sqrt(5), generator=rng)
+        weight, (outputs, inputs) = site.get_parameter("weight"), size(site)
+        a = nn.init.kaiming_uniform_(torch.empty(rank, inputs), a=math.sqrt(5), generator=rng)
         self.a = linear(a.to(weight))
-        self.b = linear(weight.new_zeros(len(weight), rank))
+        self.b = linear(weight.new_zeros(outputs, rank))
         self.scale = alpha / rank
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -47,7 +60,8 @@ class LowRank(nn.Module):
 
     def fold(self, site: nn.Module) -> None:
         """Add the product to the layer's weight."""
-        site.get_parameter("weight").add_(self.b.weight @ self.a.weight, alpha=self.scale)
+        product = self.b.weight @ self.a.weight
+        site.get_parameter("weight").add_(product.T if transposed(site) else product, alpha=self.scale)
 
 
 def draw(shape: tuple[int, ...], size: int, init: str, rng: torch.Generator) -> Tensor:

@@ -37,6 +37,8 @@ class Config(Method):
         activation: "relu" (Khan and Scheder-Bieschin) or "swish" (SLaSh).
     """
 
+    for_decoders = True
+
     starts_elsewhere = "both projections are N(0, 0.02), so each bottleneck adds a little"
 
     placement: Literal["houlsby", "pfeiffer"] = "houlsby"
@@ -44,27 +46,32 @@ class Config(Method):
     activation: Literal["relu", "swish"] = "relu"
 
     def install(self, backbone: Backbone, rng: torch.Generator) -> None:
-        """Put new adapters into every layer; the original LayerNorms stay frozen."""
+        """Put new adapters into every layer; the original LayerNorms stay frozen.
+
+        Raises:
+            ValueError: Pfeiffer's placement on a decoder.
+        """
         if self.placement == "houlsby":
             for pair in zip(backbone.sites("attention_output"), backbone.sites("output"), strict=True):
                 for site in pair:
-                    backbone.add(site, "adapter", _Houlsby(site, self, rng))
+                    backbone.add(site, "adapter", _Houlsby(site, backbone.width, self, rng))
         else:
+            if backbone.family.causal:
+                raise ValueError("a decoder has no LayerNorm behind its feed-forward block: take placement 'houlsby'")
             for norm in backbone.sites("output_norm"):
                 assert isinstance(norm, nn.LayerNorm)
-                backbone.add(norm, "adapter", _Pfeiffer(norm, self, rng))
+                backbone.add(norm, "adapter", _Pfeiffer(norm, backbone.width, self, rng))
 
 
 EXAMPLE = Config(bottleneck=4, activation="swish")
 
 
 class _Bottleneck(nn.Module):
-    def __init__(self, site: nn.Module, config: Config, rng: torch.Generator) -> None:
+    def __init__(self, site: nn.Module, width: int, config: Config, rng: torch.Generator) -> None:
         super().__init__()
-        bias = site.get_parameter("bias")
-        width, inner = len(bias), config.bottleneck
-        self.down = linear((0.02 * torch.randn(inner, width, generator=rng)).to(bias), bias.new_zeros(inner))
-        self.up = linear((0.02 * torch.randn(width, inner, generator=rng)).to(bias), bias.new_zeros(width))
+        like, inner = site.get_parameter("weight"), config.bottleneck
+        self.down = linear((0.02 * torch.randn(inner, width, generator=rng)).to(like), like.new_zeros(inner))
+        self.up = linear((0.02 * torch.randn(width, inner, generator=rng)).to(like), like.new_zeros(width))
         self.activation = _ACTIVATIONS[config.activation]
 
     def project(self, x: Tensor) -> Tensor:
@@ -79,8 +86,8 @@ class _Houlsby(_Bottleneck):
 
 
 class _Pfeiffer(_Bottleneck):
-    def __init__(self, norm: nn.LayerNorm, config: Config, rng: torch.Generator) -> None:
-        super().__init__(norm, config, rng)
+    def __init__(self, norm: nn.LayerNorm, width: int, config: Config, rng: torch.Generator) -> None:
+        super().__init__(norm, width, config, rng)
 
         # A function, for as a child of its own branch the LayerNorm would make a cycle of modules.
         def normalise(x: Tensor) -> Tensor:

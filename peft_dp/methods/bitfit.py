@@ -43,6 +43,8 @@ class Config(Method):
             of `attention_norm`, which then train too.
     """
 
+    for_decoders = True
+
     biases: Biases = "all"
     gammas: tuple[Gamma, ...] = ()
     pooler: bool = True
@@ -68,6 +70,8 @@ class Config(Method):
         for role, name in chosen:
             for site in backbone.sites(role):
                 site.get_parameter(name).requires_grad_(True)
+        if not any(p.requires_grad for p in backbone.encoder.parameters()):
+            raise ValueError(f"{type(backbone.encoder).__name__} has no bias: name gammas to train, or take lora")
 
 
 EXAMPLE = Config(gammas=("attention_norm", "output_norm"))

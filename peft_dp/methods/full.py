@@ -11,6 +11,8 @@ from peft_dp.models.backbone import Backbone
 class Config(Method):
     """Nothing to set."""
 
+    for_decoders = True
+
     def install(self, backbone: Backbone, rng: torch.Generator) -> None:
         """Train all."""
         backbone.model.requires_grad_(True)

@@ -14,6 +14,8 @@ from peft_dp.models.backbone import Backbone
 class Config(Method):
     """Nothing to set."""
 
+    for_decoders = True
+
     def install(self, backbone: Backbone, rng: torch.Generator) -> None:
         """Leave the backbone as it comes: frozen but for the head."""
 

@@ -28,6 +28,8 @@ class Config(Method):
         sites: Roles of the linear layers that get one.
     """
 
+    for_decoders = True
+
     rank: PositiveInt
     alpha: PositiveFloat
     sites: Annotated[tuple[Linear, ...], Field(min_length=1)] = ("query", "value")
@@ -36,7 +38,8 @@ class Config(Method):
         """Add a product to each site of the roles."""
         for role in self.sites:
             for site in backbone.sites(role):
-                backbone.add(site, "lora", LowRank(site, self.rank, self.alpha, rng))
+                if not hasattr(site, "lora"):  # a decoder's query, key and value may be one map
+                    backbone.add(site, "lora", LowRank(site, self.rank, self.alpha, rng))
 
 
 EXAMPLE = Config(rank=2, alpha=4)

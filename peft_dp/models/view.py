@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from peft_dp import registry
+from peft_dp.models import decoders
 from peft_dp.models.backbone import Backbone
 
 
@@ -14,7 +15,7 @@ def view(model: nn.Module, head: Sequence[str] = ()) -> Backbone:
     """Return a model of transformers as a backbone, its sites found by role.
 
     Args:
-        model: The encoder, or the encoder with a head.
+        model: The encoder or decoder, or one with a head.
         head: Paths of the modules that make the head; none for those that a classification model of its family has.
 
     Raises:
@@ -27,7 +28,7 @@ def view(model: nn.Module, head: Sequence[str] = ()) -> Backbone:
         within = [name for name, module in model.named_modules() if isinstance(module, PreTrainedModel)]
         remedy = f"give its {within[0]}, and train the rest yourself" if within else "give one"
         raise ValueError(f"{type(model).__name__} is no model of transformers: {remedy}")
-    families = {}
+    families = dict(decoders.FAMILIES)
     for name in registry.names("backbones"):
         module = registry.load("backbones", name)
         families[module.CONFIG["model_type"]] = module.FAMILY
@@ -40,7 +41,8 @@ def view(model: nn.Module, head: Sequence[str] = ()) -> Backbone:
         if path not in named:
             raise ValueError(f"{type(model).__name__} has no module {path!r}: name its head, such as 'classifier'")
     heads = [named[path] for path in head or families[kind].head if path in named]
-    known = {id(parameter) for module in (encoder, *heads) for parameter in module.parameters()}
+    frozen = [named[path] for path in families[kind].pretrained_head if path in named]
+    known = {id(parameter) for module in (encoder, *heads, *frozen) for parameter in module.parameters()}
     if other := [name for name, parameter in model.named_parameters() if id(parameter) not in known]:
         start = other[0].partition(".")[0]
         raise ValueError(

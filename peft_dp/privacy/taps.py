@@ -77,7 +77,7 @@ class Watched:
         self.trained = trained_parameters(model)
         self.sites: dict[str, Site] = {}
         for path, module in model.named_modules():
-            if (rule := _RULES.get(_kind(module))) and (own := _own(module)):
+            if (rule := _rule(module)) and (own := _own(module)):
                 names, dtype = {local: _join(path, local) for local in own}, module.get_parameter(own[0]).dtype
                 self.sites[path] = Site(path, module, names, rule, dtype, any(local != "bias" for local in own))
         ruled = {name for site in self.sites.values() for name in site.names.values()}
@@ -200,9 +200,15 @@ def _join(path: str, local: str) -> str:
     return f"{path}.{local}" if path else local
 
 
-def _kind(module: nn.Module) -> type[nn.Module]:
-    """The module's class; of a linear layer whose weight is computed, the one it was before."""
-    return nn.Linear if isinstance(module, nn.Linear) and is_parametrized(module, "weight") else type(module)
+def _rule(module: nn.Module) -> Callable[..., Whole] | None:
+    """Return the rule for a module: by its class; of a linear layer whose weight is computed, by that before."""
+    if isinstance(module, nn.Linear) and is_parametrized(module, "weight"):
+        return _linear
+    if rule := _RULES.get(type(module)):
+        return rule
+    # transformers has a class of its own for each family's RMSNorm, and Conv1D is not imported for other models.
+    name = type(module).__name__
+    return _scale if name.endswith("RMSNorm") else _conv1d if name == "Conv1D" else None
 
 
 def _own(module: nn.Module) -> list[str]:
@@ -259,6 +265,19 @@ def _norm(module: nn.LayerNorm, name: str, a: Tensor, g: Tensor, packed: Packing
     if name == "weight":
         g = g * functional.layer_norm(a, module.normalized_shape, eps=module.eps)
     return _summed(g if packed else g.reshape(len(g), -1, *module.normalized_shape), packed)
+
+
+def _conv1d(module: nn.Module, name: str, a: Tensor, g: Tensor, packed: Packing | None) -> Whole:
+    """Give the gradients of transformers' Conv1D, a linear layer whose weight is [in, out]."""
+    g = g.reshape(len(g), -1, g.shape[-1])
+    return _summed(g, packed) if name == "bias" else Product(g, a.reshape(len(a), -1, a.shape[-1]), packed)
+
+
+def _scale(module: nn.Module, name: str, a: Tensor, g: Tensor, packed: Packing | None) -> Whole:
+    """Give the gradients of an RMSNorm's scale, in which its output is linear: its slope is f(1) - f(0)."""
+    weight = module.get_parameter(name)
+    one, zero = (functional_call(module, {name: fill(weight)}, (a,)) for fill in (torch.ones_like, torch.zeros_like))
+    return _summed(g * (one - zero), packed)
 
 
 def _summed(g: Tensor, packed: Packing | None) -> Each:
