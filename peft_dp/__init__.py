@@ -9,6 +9,7 @@ __all__ = [
     "Places",
     "Privacy",
     "PrivacyEngine",
+    "PrivateTrainer",
     "Record",
     "Spec",
     "attach",
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from peft_dp.methods._attach import attach
     from peft_dp.methods._attached import load, merge, save, to_peft
     from peft_dp.privacy.engine import PrivacyEngine
+    from peft_dp.privacy.trainer import PrivateTrainer
     from peft_dp.records import Record
     from peft_dp.runs import run
     from peft_dp.saved import load_run
@@ -40,6 +42,7 @@ _HOMES = {
     "Places": "machine",
     "Privacy": "spec",
     "PrivacyEngine": "privacy.engine",
+    "PrivateTrainer": "privacy.trainer",
     "Record": "records",
     "Spec": "spec",
     "attach": "methods._attach",

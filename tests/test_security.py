@@ -228,7 +228,7 @@ def _record(spec: Spec) -> Record:
 )
 def test_other_shape(field: str, value: object, model: Path, spec: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """The paper budget takes a model of the paper's own shape alone; another names the field and both values."""
-    monkeypatch.setattr(job, "_device", lambda *_: "cpu")
+    monkeypatch.setattr(job, "find_device", lambda *_: "cpu")
     published = registry.load("backbones", "bert").CONFIG
     edit(model / "config.json", **(published | {field: value}))
     with pytest.raises(ValueError) as caught:
@@ -241,7 +241,7 @@ def test_other_shape(field: str, value: object, model: Path, spec: Make, monkeyp
 def test_right_shape(model: Path, spec: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes that shape; smaller budgets take any of the same family."""
     assert find_sources(spec(), at(model))
-    monkeypatch.setattr(job, "_device", lambda *_: "cpu")
+    monkeypatch.setattr(job, "find_device", lambda *_: "cpu")
     edit(model / "config.json", **registry.load("backbones", "bert").CONFIG)
 
     assert find_sources(spec(budget="paper"), at(model))

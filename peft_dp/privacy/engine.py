@@ -78,6 +78,18 @@ class PrivacyEngine:
         """Number of steps of the whole training."""
         return self._plan.steps
 
+    def resume(self, steps: int) -> None:
+        """Count steps that an earlier process has made and released, before the first batch of this one.
+
+        Raises:
+            ValueError: This engine has made other steps, or the training has fewer.
+        """
+        if not self._steps:
+            self._drawn = self._steps = steps
+        if steps != self._steps or not 0 <= steps <= self._plan.steps:
+            made = f"{self._steps} of {self._plan.steps} steps"
+            raise ValueError(f"{steps} steps cannot be counted, the engine has made {made}: resume a new one")
+
     def batches(self) -> Iterator[list[int]]:
         """The logical batches, as example indices; one may be empty, and is a step like any other.
 

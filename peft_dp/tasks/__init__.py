@@ -13,7 +13,7 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
@@ -157,6 +157,11 @@ def source(name: str) -> ModuleType:
     return sources[name]
 
 
+def is_own(name: str) -> bool:
+    """Return whether a task is one's own data, which may be other data the next time it is read."""
+    return source(name) is registry.load("tasks", "own")
+
+
 def names() -> list[str]:
     """Return the names of all tasks, sorted."""
     return sorted(_sources())
@@ -182,17 +187,10 @@ def load(name: str, folder: Path | None = None) -> Data:
             task states.
         Missing: The data is neither in `folder` nor to be had from the hub.
     """
-    task, own = find(name), registry.load("tasks", "own")
-    data: Data = own.load(task, folder) if source(name) is own else _loaded(name, folder)
+    task = find(name)
+    data: Data = source(name).load(task, folder)
     if len(data.dev) != task.dev:
         raise ValueError(
             f"task {name!r} states dev={task.dev}, but its source gave {len(data.dev)} scored examples: correct one"
         )
-    return data
-
-
-@cache
-def _loaded(name: str, folder: Path | None) -> Data:
-    """Return the examples of a task of the registry, read once: what they are is pinned."""
-    data: Data = source(name).load(find(name), folder)
     return data

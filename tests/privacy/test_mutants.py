@@ -249,7 +249,7 @@ MUTANTS = [
     Mutant("sample rate 10 % too high", {sampling: {"< plan.sample_rate": "< 1.1 * plan.sample_rate"}}),
     Mutant(
         "batches of a fixed size",
-        {sampling: {_DRAW: "torch.randperm(plan.examples, generator=source)[: plan.batch].tolist()"}},
+        {sampling: {_DRAW: "rng.permutation(source, plan.examples)[: plan.batch].tolist()"}},
     ),
     Mutant("shuffled batches", {sampling: {'plan.sampling == "poisson"': "plan.sampling is None"}}),
     Mutant(

@@ -33,7 +33,8 @@ def run(options: Namespace) -> int:
     cells = cells_of(options.table)
     if options.seeds < MINIMUM_SEEDS:
         raise ValueError(f"--seeds {options.seeds} is too few to know a spread: give at least {MINIMUM_SEEDS}")
-    if environment()["dirty"]:
+    dirty = environment()["dirty"]
+    if dirty or (dirty is None and not cells[0].table.is_own):  # one's own tables may be used from a wheel
         changes = "peft_dp/ has changes that are not committed"
         raise ValueError(f"{changes}: commit them, so that the record can name what made it")
     file = bless(cells, options.seeds, places(options), Records(options.records), print)

@@ -58,7 +58,8 @@ def run(options: Namespace) -> int:
         found = verdict.findings if verdict else ()
         findings = [{"quantity": each.quantity, "status": each.status, "says": str(each)} for each in found]
         judged = {"verdict": verdict and verdict.status, "findings": findings}
-        print(json.dumps({"id": cell.id, "instead": instead, **gave, **judged, "record": str(file)}, indent=1))
+        others = {name: new for name, (new, _) in instead.items()}
+        print(json.dumps({"id": cell.id, "instead": others, **gave, **judged, "record": str(file)}, indent=1))
     else:
         changed = ", ".join(f"{name} {_plain(new)} for {_plain(old)}" for name, (new, old) in instead.items())
         made = str(record.environment["date"])
@@ -131,7 +132,6 @@ RUN = Verb(
     name="run",
     help="train one cell, keep its record, and print it with the verdict",
     examples=(
-        "peft-dp run embedded/smoke/bitfit/sentiment --seed 7",
         "peft-dp run embedded/smoke/bitfit/sentiment --task sst2 --data DIR  # on another task",
         "peft-dp run embedded/small/lora/sst2 --task csv:train.csv,dev.csv --train 600 --dev 200 --save DIR",
         "peft-dp run embedded/smoke/bitfit/sentiment --backbone distilbert --set optimiser.rate=0.001 --json",
