@@ -61,12 +61,13 @@ def names(kind: str) -> list[str]:
     own = own_folder()
     folders = [Path(package.__file__ or "").parent, *([own.absolute() / kind] if own else [])]
     package.__path__ = [str(folder) for folder in folders]  # where Python itself looks for the package's modules
-    found: dict[str, str] = {}
-    for module in pkgutil.iter_modules(package.__path__):
-        folder = str(getattr(module.module_finder, "path", ""))
-        if module.name in found:
-            raise ValueError(f"{folder}/{module.name}.py has the name of an entry in {found[module.name]}: rename it")
-        found[module.name] = folder
+    found: dict[str, Path] = {}
+    for folder in folders:
+        for module in pkgutil.iter_modules([str(folder)]):
+            if module.name in found:
+                taken = f"{folder / module.name}.py has the name of an entry in {found[module.name]}"
+                raise ValueError(f"{taken}: rename it")
+            found[module.name] = folder
     return sorted(name for name in found if not name.startswith("_"))
 
 

@@ -189,6 +189,11 @@ def expanded(model: nn.Module, ruled: set[str]) -> dict[str, nn.Parameter]:
     for name in found:
         module = model.get_submodule(name.rpartition(".")[0])
         if not getattr(module, "example_axis", False):
+            if any(type(each).__module__.startswith("peft.") for each in model.modules()):
+                raise ValueError(
+                    f"{name} trains, but one example's gradient cannot be told there: of peft's methods take LoRA "
+                    "(rsLoRA too), prefix tuning or LN tuning"
+                )
             raise ValueError(
                 f"{name} trains, but there is no rule for {type(module).__name__}: freeze it, or let the module "
                 "compute with a leading example axis, [B, ...] for [...], and say so by `example_axis = True`"

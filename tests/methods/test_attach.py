@@ -81,8 +81,8 @@ def tiny(kind: str, **fields: Any) -> Any:
         (lambda: nn.Linear(2, 2), "Linear is no model of transformers: give one"),
         (Own, "Own is no model of transformers: give its bert, and train the rest yourself"),
         (
-            lambda: transformers.GPT2Model(transformers.GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=50)),
-            "model of type 'gpt2' has no known sites; known: bert, distilbert, roberta",
+            lambda: transformers.T5EncoderModel(transformers.T5Config(d_model=16, num_layers=1, num_heads=2, d_ff=16)),
+            "model of type 't5' has no known sites; known: bert, distilbert, gpt2, llama, mistral, qwen2, roberta",
         ),
         (
             lambda: peft.get_peft_model(tiny("BertForSequenceClassification"), peft.LoraConfig(task_type="SEQ_CLS")),
