@@ -200,7 +200,7 @@ def sentences(number: int = 6):
 
 
 @pytest.mark.parametrize(
-    "state", ["unmerged", "merged", "merged and unmerged", "saved and loaded", "training mode off"]
+    "state", ["unmerged", "merged", "merged and unmerged", "saved and loaded", "with dropout in evaluation"]
 )
 def test_peft_lora(state, tmp_path: Path):
     """Logits of peft's LoRA are those of ours with the same values, whatever was done to it."""
@@ -213,7 +213,7 @@ def test_peft_lora(state, tmp_path: Path):
     plain = bert()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft's own
-        dropout = 0.5 if state == "with dropout, in evaluation" else 0.0
+        dropout = 0.5 if state == "with dropout in evaluation" else 0.0
         config = peft.LoraConfig(r=2, lora_alpha=8, target_modules=["query", "value"], lora_dropout=dropout)
         theirs = peft.get_peft_model(plain, config).eval()
         zero = [p for name, p in theirs.named_parameters() if "lora_B" in name]

@@ -556,11 +556,7 @@ LIBRARY_FAULTS = [
 
 EXACT_FAULTS = {
     "peft: dropout in evaluation": (
-        {
-            LORA: {
-                "nn.Dropout(p=lora_dropout)": "nn.AlphaDropout(p=lora_dropout).requires_grad_(False); lora_dropout_layer.forward = lambda x: 0.5 * x"
-            }
-        },
+        {LORA: {"lora_A(dropout(x))": "lora_A(nn.functional.dropout(x, getattr(dropout, 'p', 0.0)))"}},
         "dropout",
     ),
     "peft: merging subtracts": (
