@@ -19,6 +19,12 @@ def test_libraries(cell, check):
     check(cell)
 
 
+@pytest.mark.parametrize("cell", cells("embedded/libraries_small"), ids=str)
+def test_libraries_small(cell, check):
+    """The same pairs on real GLUE."""
+    check(cell)
+
+
 @pytest.mark.parametrize("cell", cells("embedded/small"), ids=str)
 def test_small(cell, check):
     """MiniLM on real GLUE."""

@@ -3,13 +3,18 @@
 Run by `tox -e adapters`: the library needs an older transformers than we do, so it has an environment of its own.
 The library's DoubleSeqBnConfig is Houlsby's, SeqBnConfig is Pfeiffer's in sequence.
 For each kind of adapter NAME.safetensors holds in float64 the encoder (encoder.*), the adapter (adapter.*, names as
-the library gives them), input_ids and attention_mask [B, T] and last_hidden_state [B, T, d]; NAME.json holds the
-BERT's shape, the library's settings and the versions.
+the library gives them), input_ids and attention_mask [B, T], last_hidden_state and target [B, T, d]; the gradients of
+the adapter (gradient.*) for the loss mean(last_hidden_state * target), its values after five steps of SGD (after.*),
+and the losses before each [5]. NAME.json holds the BERT's shape, the library's settings and the versions.
+
+A folder in it, `fault`, has the same of a library whose text was changed: its adapters lack the residual.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -42,6 +47,35 @@ KINDS = {
 }
 
 
+RATE = 0.5
+FAULT = """
+import sys
+from importlib.machinery import PathFinder, SourceFileLoader
+
+NAME, OLD, NEW = "adapters.methods.modeling", "output = output + residual_input", "output = output"
+
+
+class Loader(SourceFileLoader):
+    def get_code(self, fullname):
+        text = open(self.path, encoding="utf-8").read()
+        assert OLD in text
+        return compile(text.replace(OLD, NEW), self.path, "exec")
+
+
+class Finder:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name != NAME:
+            return None
+        found = PathFinder.find_spec(name, path)
+        found.loader = Loader(name, found.origin)
+        return found
+
+
+sys.meta_path.insert(0, Finder)
+"""
+
+
 def move(model: torch.nn.Module) -> None:
     """Moves every parameter off its start: LayerNorms at 1 and biases at 0 would hide mistakes."""
     with torch.no_grad():
@@ -60,11 +94,27 @@ def write(name: str, settings: adapters.BnConfig, folder: Path) -> None:
     move(model)
     mask = torch.tensor([[1] * 6, [1] * 4 + [0] * 2])
     ids = torch.randint(1, SHAPE["vocab_size"], mask.shape) * mask
-    with torch.no_grad():
-        states = model.bert(input_ids=ids, attention_mask=mask).last_hidden_state
-    tensors = {"input_ids": ids, "attention_mask": mask, "last_hidden_state": states}
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    tensors = dict(inputs)
     for key, parameter in model.bert.named_parameters():
-        tensors[f"{'adapter' if '.kind.' in key else 'encoder'}.{key}"] = parameter.detach()
+        tensors[f"{'adapter' if '.kind.' in key else 'encoder'}.{key}"] = parameter.detach().clone()
+        parameter.requires_grad_(".kind." in key)
+    trained = {key: parameter for key, parameter in model.bert.named_parameters() if parameter.requires_grad}
+    optimiser = torch.optim.SGD(trained.values(), lr=RATE)
+    losses = []
+    for step in range(5):
+        states = model.bert(**inputs).last_hidden_state
+        if not step:
+            tensors |= {"last_hidden_state": states.detach(), "target": torch.randn_like(states)}
+        optimiser.zero_grad()
+        loss = (states * tensors["target"]).mean()
+        loss.backward()
+        if not step:
+            tensors |= {f"gradient.{key}": parameter.grad.clone() for key, parameter in trained.items()}
+        losses.append(loss.detach())
+        optimiser.step()
+    tensors |= {f"after.{key}": parameter.detach() for key, parameter in trained.items()}
+    tensors["losses"] = torch.stack(losses)
     save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, folder / f"{name}.safetensors")
     facts = {
         "shape": SHAPE,
@@ -84,3 +134,7 @@ if __name__ == "__main__":
     for name, settings in KINDS.items():
         write(name, settings, folder)
     print(f"{len(KINDS)} references in {folder}")
+    if folder.name != "fault":
+        (folder / "sitecustomize.py").write_text(FAULT)
+        changed = os.environ | {"PYTHONPATH": str(folder.absolute())}
+        subprocess.run([sys.executable, __file__, folder / "fault"], check=True, env=changed)

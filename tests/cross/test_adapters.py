@@ -1,6 +1,7 @@
 """Adapters and Compacter against the library `adapters` (AdapterHub), whose files `tox -e adapters` writes.
 
-With the same values the last hidden states are the same. Differences that are meant, and not compared:
+With the same values the last hidden states, the gradients and five steps of SGD are the same. Differences that are
+meant, and not compared:
 
 - Compacter's activation: the library's default is the exact GELU, ours its tanh form, as the authors' code has it;
   the reference is made with "gelu_new", the library's name for that form.
@@ -23,6 +24,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from peft_dp.methods._attach import attach
 
+RATE = 0.5
 FOLDER = Path(__file__).parent / "reference"
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "houlsby": ("adapter", {"placement": "houlsby", "bottleneck": 4, "activation": "swish"}),
@@ -57,26 +59,55 @@ def ours(name: str, kind: str) -> str:
     return f"{site}.{'LayerNorm' if kind == 'pfeiffer' else 'dense'}.{NAMES[f'adapters.{value}']}"
 
 
-@pytest.mark.parametrize("kind", METHODS)
-def test_equals_library(kind: str) -> None:
-    """The last hidden states, padding included, are the library's to 1e-10 in float64, and not the bare model's."""
-    if not (FOLDER / f"{kind}.json").is_file():
+def compare(kind: str, folder: Path) -> None:
+    """Compare with what the library computed: the last hidden states, gradients, five steps of SGD.
+
+    Raises:
+        AssertionError: They are not the same to 1e-10 in float64, padding included.
+    """
+    if not (folder / f"{kind}.json").is_file():
         pytest.skip(f"needs the library's values in {FOLDER}: tox -e adapters")
-    tensors, facts = load_file(FOLDER / f"{kind}.safetensors"), json.loads((FOLDER / f"{kind}.json").read_text())
+    tensors, facts = load_file(folder / f"{kind}.safetensors"), json.loads((folder / f"{kind}.json").read_text())
     model = BertForSequenceClassification(BertConfig(**facts["shape"])).double().eval()
     inputs = {key: tensors[key] for key in ("input_ids", "attention_mask")}
-    encoder, adapter = part(tensors, "encoder"), part(tensors, "adapter")
+    encoder, adapter, gradient, after = (part(tensors, name) for name in ("encoder", "adapter", "gradient", "after"))
     model.bert.load_state_dict(encoder)
     bare = model.bert(**inputs).last_hidden_state
     method, config = METHODS[kind]
     trained = attach(model, method, **config)
-    values = {f"bert.{ours(name, kind)}": value for name, value in adapter.items()}
+    named = {name: trained[f"bert.{ours(name, kind)}"] for name in adapter}
     with torch.no_grad():
-        for name, value in values.items():
-            assert trained[name].shape == value.shape
-            trained[name].copy_(value)
+        for name, parameter in named.items():
+            assert parameter.shape == adapter[name].shape
+            parameter.copy_(adapter[name])
     found = model.bert(**inputs).last_hidden_state
 
-    assert values.keys() == {name for name in trained if not name.startswith("classifier")}
+    assert len(named) == len([name for name in trained if not name.startswith("classifier")])
     assert (bare - found).abs().max() > 0.1
     torch.testing.assert_close(found, tensors["last_hidden_state"], rtol=0, atol=1e-10)
+    optimiser, losses = torch.optim.SGD(named.values(), lr=RATE), []
+    for step in range(5):
+        optimiser.zero_grad()
+        loss = (model.bert(**inputs).last_hidden_state * tensors["target"]).mean()
+        loss.backward()
+        if not step:
+            for name, parameter in named.items():
+                torch.testing.assert_close(parameter.grad, gradient[name], rtol=0, atol=1e-10)
+        losses.append(loss.detach())
+        optimiser.step()
+    torch.testing.assert_close(torch.stack(losses), tensors["losses"], rtol=0, atol=1e-10)
+    for name, parameter in named.items():
+        torch.testing.assert_close(parameter.detach(), after[name], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_equals_library(kind: str) -> None:
+    """Forward pass, gradients and five steps are the library's."""
+    compare(kind, FOLDER)
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_fault_is_seen(kind: str) -> None:
+    """A library whose adapters lack the residual is seen by each comparison."""
+    with pytest.raises(AssertionError, match="not close"):
+        compare(kind, FOLDER / "fault")
