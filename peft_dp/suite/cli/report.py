@@ -36,8 +36,8 @@ def run(options: Namespace) -> int:
     """
     from peft_dp.suite.report import export
     from peft_dp.suite.report.page import page
-    from peft_dp.suite.report.table import headline, render_table
-    from peft_dp.suite.verdicts.folder import read_baseline, read_folder
+    from peft_dp.suite.report.table import headline, render_others, render_table
+    from peft_dp.suite.verdicts.folder import by_spec, read_baseline, read_folder
 
     found = read_folder(options.records, read_baseline(options.against) if options.against else None)
     forms = (
@@ -58,7 +58,7 @@ def run(options: Namespace) -> int:
             headline(found.verdicts),
             render_table(found.verdicts, width=width, verbose=options.verbose, colour=colour),
         ]
-        parts += [f"{len(found.others)} records of what is no cell"] * bool(found.others)
+        parts.append(render_others([*by_spec(found.others).values()]))
         print("\n\n".join(part for part in parts if part))
     for fault in (*found.damaged, *found.differing):
         print_error(fault)

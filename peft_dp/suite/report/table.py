@@ -211,6 +211,27 @@ def _line(verdict: Verdict, colour: bool) -> list[str]:
     ]
 
 
+def render_others(runs: Sequence[Sequence[Record]]) -> str:
+    """Return a table of runs of no cell, a line for those that differ in their seeds only; empty without any."""
+    if not runs:
+        return ""
+    lines = [
+        [
+            alike[0].spec.method,
+            alike[0].spec.backbone,
+            alike[0].spec.task,
+            spent(alike),
+            len(alike),
+            mean(alike, "score"),
+            mean(alike, "epoch_seconds"),
+        ]
+        for alike in runs
+    ]
+    heads = ["method", "backbone", "task", "epsilon", "seeds", "score", "s/epoch"]
+    table = tabulate(lines, heads, tablefmt="simple", floatfmt=".2f", missingval="")
+    return f"Runs of no cell: rows with fields changed, or of tables since changed\n\n{table}"
+
+
 def counts(verdicts: Sequence[Verdict]) -> list[tuple[Status, int]]:
     """How many cells have each verdict, those that none has left out."""
     found = Counter(verdict.status for verdict in verdicts)
