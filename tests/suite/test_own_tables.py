@@ -190,6 +190,60 @@ def test_tutorial(
     assert set(last) <= {"good", "bad"}
 
 
+PAIRS = [{"question": f"was it {at}", "answer": "it was", "label": at % 3} for at in range(12)]
+TAGS = [{"tokens": ["we", "saw", "it"], "tags": ["O", "O", "B-FILM" if at % 2 else "O"]} for at in range(12)]
+SCORES = [{"text": f"a film {at}", "score": at / 8} for at in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("row", "kind", "examples", "more"),
+    [
+        ("bitfit/inference", "json", PAIRS, ()),
+        ("bitfit/entities", "parquet", TAGS, ()),
+        ("bitfit/sentiment", "tsv", SCORES, ("--set", "readout=mean")),
+    ],
+    ids=["pairs", "tags", "scores"],
+)
+def test_kinds(
+    row: str,
+    kind: str,
+    examples: list[dict[str, object]],
+    more: tuple[str, ...],
+    places: Places,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Pairs as JSON lines, tags as parquet and scores as tabbed values train, are kept, and predict a file of texts."""
+    from datasets import Dataset
+
+    monkeypatch.chdir(tmp_path)
+    data, suffix = Dataset.from_list(examples), "jsonl" if kind == "json" else kind
+    for name in ("train", "dev", "new"):
+        if kind == "json":
+            data.to_json(f"{name}.{suffix}")
+        elif kind == "parquet":
+            data.to_parquet(f"{name}.{suffix}")
+        else:
+            data.to_csv(f"{name}.{suffix}", sep="\t", index=False)
+    there = ("--backbones", str(places.backbones), "--device", "cpu")
+    sizes = ("--train", "12", "--dev", "12", "--epochs", "1", "--batch", "4", "--backbone", "bert")
+    task = f"{kind}:train.{suffix},dev.{suffix}"
+    assert main(["run", f"embedded/smoke/{row}", "--task", task, *sizes, *more, "--save", "m", *there]) == 0
+    capsys.readouterr()
+    assert main(["predict", "m", f"new.{suffix}", *there]) == 0
+    found = [line for line in capsys.readouterr().out.splitlines() if line]
+
+    assert len(found) == 12
+    allowed = {"json": {"0", "1", "2"}, "parquet": {"O", "B-FILM", "I-FILM"}}
+    for line in found:
+        if kind == "tsv":
+            assert isinstance(json.loads(line), float)
+        else:
+            said = json.loads(line) if kind == "parquet" else [line]
+            assert set(said) <= allowed[kind]
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
