@@ -364,9 +364,10 @@ def test_growth(tokens, examples, layers, job, growth_table, request):
                 del made.backbone.encoder.encoder.layer[layers:]
                 made.backbone.layers = made.backbone.layers[:layers]
                 steps["private " * bool(privacy) + cell.row.id] = ours(replace(made, train=data))
+                device = made.device
     order = ("bitfit", "private bitfit", "full", "private full")
-    peaks = {name: cost.peak_bytes(partial(steps[name], range(examples)), "cpu") / 1e6 for name in order}
-    seconds = interleaved(steps, examples, PEERS_REPEATS, "cpu")
+    peaks = {name: cost.peak_bytes(partial(steps[name], range(examples)), device) / 1e6 for name in order}
+    seconds = interleaved(steps, examples, PEERS_REPEATS, device)
     line = [tokens, examples, layers, f"{statistics.median(seconds['bitfit']):.2f}", f"{peaks['bitfit']:.0f}"]
     for name in order[1:]:
         line += [ratios(seconds, name, "bitfit")[0], f"{peaks[name]:.0f}"]
@@ -390,7 +391,7 @@ def test_seeds(row, batch, job, seeds_table, request):
         },
         0,
         PEERS_REPEATS,
-        "cpu",
+        job(made).device,
     )
     for name in ("alone", "together"):
         seconds[name] = [a - b for a, b in zip(seconds[name], seconds["building"], strict=True)]

@@ -131,7 +131,9 @@ def _wanted(spec: Spec, places: Places) -> Wanted:
         "files": sources.files_sha256,
         "code": code.sha256(spec),
     } | {library: library_sources()[library] for library in implementation.libraries}
-    return Wanted(spec, implementation, sources, key(spec, hashes, versions(), sources.device), hashes)
+    # Random weights are there for seconds and bytes, which are those of one card.
+    card = f" {environment()['gpu']}" if spec.weights == "random" and sources.device == "cuda" else ""
+    return Wanted(spec, implementation, sources, key(spec, hashes, versions(), sources.device + card), hashes)
 
 
 def _found(wanted: Sequence[Wanted], records: Records) -> dict[str, Record]:

@@ -277,15 +277,22 @@ def halved(attempt: Callable[[list[int]], Found | None], cut: list[int]) -> Iter
     """
     try:
         found = attempt(cut)
-    except torch.OutOfMemoryError:
-        if len(cut) == 1:
+    except RuntimeError as error:
+        if not _out_of_memory(error):
             raise
+        if len(cut) == 1:
+            raise torch.OutOfMemoryError(str(error)) from error
         found = None  # and on behind the handler, which holds what the attempt had made
     if found is not None:
         yield cut, found
         return
     for half in (cut[: len(cut) // 2], cut[len(cut) // 2 :]):
         yield from halved(attempt, half)
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """Return whether a device had no memory left, for torch or for cuBLAS, whose error is an ordinary one."""
+    return isinstance(error, torch.OutOfMemoryError) or "CUBLAS_STATUS_ALLOC_FAILED" in str(error)
 
 
 def check_independent(model: nn.Module, losses: Callable[[], Tensor]) -> None:

@@ -634,16 +634,22 @@ def test_out_of_memory() -> None:
     assert 0 == made.ledger()["steps"]
 
 
-def short_of_memory(job: Job, at: str, most: int) -> Job:
+NO_MEMORY = (
+    torch.OutOfMemoryError(),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"),
+)
+
+
+def short_of_memory(job: Job, at: str, most: int, error: Exception = NO_MEMORY[0]) -> Job:
     """The job, whose head is out of memory with more than so many examples, in its forward or its backward pass."""
 
     def forward(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if len(output) > most:
-            raise torch.OutOfMemoryError
+            raise error
 
     def backward(module: nn.Module, gradients: object, above: tuple[Tensor, ...]) -> None:
         if len(above[0]) > most:
-            raise torch.OutOfMemoryError
+            raise error
 
     head = job.backbone.model.get_submodule("head")
     head.register_full_backward_hook(backward) if at == "backward" else head.register_forward_hook(forward)
@@ -653,9 +659,10 @@ def short_of_memory(job: Job, at: str, most: int) -> Job:
 @pytest.mark.parametrize("at", ["forward", "backward"])
 @pytest.mark.parametrize("plan", ["private", "plain"])
 @pytest.mark.parametrize("method", ["bitfit", "full", "lora"])
-def test_out_of_memory_halves(job: Callable[..., Job], at: str, plan: str, method: str) -> None:
+@pytest.mark.parametrize("error", NO_MEMORY, ids=["torch", "cuBLAS"])
+def test_out_of_memory_halves(job: Callable[..., Job], error: Exception, at: str, plan: str, method: str) -> None:
     """Footgun 23: a physical batch that does not fit is passed in halves, each example once, to the same sums."""
-    made, short = job(method), short_of_memory(job(method), at, 2)
+    made, short = job(method), short_of_memory(job(method), at, 2, error)
     if plan == "private":
         made, short = private(made, noise_multiplier=0.0), private(short, noise_multiplier=0.0)
     expected, tally = released(made, list(range(11))), Tally("cpu")

@@ -49,11 +49,12 @@ def judge_claim(claim: Claim, runs: Mapping[str, Sequence[Record]]) -> Finding:
 
 
 def uneven(records: Sequence[Record]) -> str:
-    """Why the times of some records do not compare: not all had as many workers beside them; "" where they do."""
+    """Why the times of some records do not compare: other workers beside them, or another card; "" where they do."""
     workers = sorted({f"{record.environment.get('side_by_side', 1)}" for record in records})
-    if len(workers) < 2:
-        return ""
-    return f"times taken with {' and '.join(workers)} workers side by side do not compare: run all with as many"
+    if len(workers) > 1:
+        return f"times taken with {' and '.join(workers)} workers side by side do not compare: run all with as many"
+    cards = sorted({str(record.environment.get("gpu") or "no GPU") for record in records})
+    return f"times taken on {' and '.join(cards)} do not compare: run all on one" if len(cards) > 1 else ""
 
 
 def _value(cell: Cell, quantity: str, runs: Mapping[str, Sequence[Record]]) -> float:

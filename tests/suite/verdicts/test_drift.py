@@ -51,6 +51,7 @@ def keep(
     ledger: dict[str, Any] | None = None,
     together: int = 1,
     workers: int = 1,
+    gpu: str | None = None,
     **values: float,
 ) -> None:
     """Keeps a record a score, of seeds 0, 1, ..."""
@@ -68,6 +69,7 @@ def keep(
                     "versions": {"torch": torch},
                     "seeds_together": together,
                     "side_by_side": workers,
+                    "gpu": gpu,
                     "date": folder.name,
                 },
             )
@@ -228,6 +230,16 @@ def test_seconds_in_company(spec: Make, tmp_path: Path, workers: int, moved: lis
     assert {"epoch_seconds": 2.0, "peak_bytes": 2.0} == change.ratios
     assert ("times taken with 1 and 2 workers side by side do not compare" in render_drift(found)) == (workers == 2)
     assert [one.name for one in found.differs["peak_bytes"]] == ["side_by_side"] * (workers == 2)
+
+
+def test_seconds_of_another_card(spec: Make, tmp_path: Path) -> None:
+    """Seconds taken on another card are shown, and said not to compare."""
+    keep(tmp_path / "a", spec(), FIVE, gpu="A100")
+    keep(tmp_path / "b", spec(), FIVE, seconds=[2.0] * 5, gpu="H100")
+    found = between(tmp_path)
+
+    assert not found.changes[0].moved
+    assert "times taken on A100 and H100 do not compare: run all on one" in render_drift(found)
 
 
 def test_repeats_in_company(spec: Make, tmp_path: Path) -> None:
