@@ -114,10 +114,12 @@ def texts(file: str, *, pair: bool) -> list[str | tuple[str, str]]:
     rows = of_file(kind, path, _content(path))
     there = rows.data.column_names
     columns = [options[name] for name in ("first", "second") if name in options]
-    columns = columns or [name for name in there if name not in LABELS and name.lower() not in NUMBERS][: 1 + pair]
+    columns = columns or [name for name in there if name not in LABELS and name.lower() not in NUMBERS]
     if len(columns) != 1 + pair or not set(columns) <= set(there):
-        takes = "a pair of texts: name both by ?first=COLUMN&second=COLUMN" if pair else "one text"
-        raise ValueError(f"{path} has the columns {', '.join(there)}, but the model takes {takes}")
+        takes = (
+            "a pair of texts: name it by ?first=COLUMN&second=COLUMN" if pair else "one text: name it by ?first=COLUMN"
+        )
+        raise ValueError(f"{path} has the columns {', '.join(there)}, and the model takes {takes}")
     held = [_texts(rows, column) for column in columns]
     return [*zip(*held, strict=True)] if pair else [*held[0]]
 
@@ -246,8 +248,8 @@ def _texts(rows: Rows, column: str) -> list[str]:
         if isinstance(value, list):
             for word in value:
                 if not isinstance(word, str) or not word or " " in word:
-                    raise ValueError(f"{rows.where(number)} has {short(word)} as a word in {column!r}: a word is text "
-                                     "without a space")  # fmt: skip
+                    says = f"has {short(word)} as a word in {column!r}: a word is text without a space"
+                    raise ValueError(f"{rows.where(number)} {says}")
             text = " ".join(value)
         if not isinstance(text, str):
             raise ValueError(f"{rows.where(number)} has {short(value)} in {column!r}, which is no text: name columns")
@@ -334,9 +336,8 @@ def _classes(rows: Rows, column: str, labels: Sequence[Label], kind: Kind) -> tu
     seen = {str(label) for label in labels}
     names = getattr(rows.data.features[column], "names", None) or sorted(seen, key=_in_order)
     if not 2 <= len(names) <= CLASSES:
-        found = f"{rows.name} has {len(names)} different labels in {column!r}"
-        raise ValueError(f"{found}, where 2 to {CLASSES} make classes: name the label's column by ?label=COLUMN, "
-                         "or say ?kind=regression")  # fmt: skip
+        found = f"{rows.name} has {len(names)} different labels in {column!r}, where 2 to {CLASSES} make classes"
+        raise ValueError(f"{found}: name the label's column by ?label=COLUMN, or say ?kind=regression")
     return tuple(names)
 
 

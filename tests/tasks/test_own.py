@@ -232,3 +232,20 @@ def test_taken_name() -> None:
 
     with pytest.raises(ValueError, match="task 'sst2' is there already"):
         own.task("sst2", rows, rows)
+
+
+@pytest.mark.parametrize("pair", [False, True])
+def test_texts_to_predict(pair: bool, tmp_path: Path) -> None:
+    """The texts of a file to predict are found by themselves, or named; which of several are meant is never guessed."""
+    rows = [{"id": at, "title": f"title {at}", "body": f"body {at}", "label": "good"} for at in range(3)]
+    write(tmp_path, "csv", new=rows)
+    both = [(f"title {at}", f"body {at}") for at in range(3)]
+
+    if pair:
+        assert own.texts(f"{tmp_path}/new.csv", pair=True) == both
+    else:
+        with pytest.raises(ValueError, match=r"the model takes one text: name it by \?first=COLUMN"):
+            own.texts(f"{tmp_path}/new.csv", pair=False)
+        assert own.texts(f"{tmp_path}/new.csv?first=body", pair=False) == [body for _, body in both]
+    with pytest.raises(ValueError, match="unknown kind of data 'doc'"):
+        own.texts("new.doc", pair=pair)

@@ -24,8 +24,8 @@ FLOORS = {
     "fp32": {"loss": 2e-6, "norms": 3e-5, "values": 3e-5, "update": 1e-4, "answers": 1.0},
     "bf16": {"loss": 3e-3, "norms": 3e-2, "values": 3e-2, "update": 3e-2, "answers": 3.0},
 }
-"""Precision -> kind of quantity -> least band: of a loss, of the mean norm of single gradients (which are found with an
-allowance for rounding: a Xeon and an EPYC differed by 7.4e-6; of their sums by 9.4e-6), of a sum or an update over its norm, of dev answers."""
+"""Precision -> kind of quantity -> least band: of a loss, of the mean norm of single gradients, of a sum or an update
+over its norm, of dev answers. A Xeon and an EPYC differed by 7.4e-6 in norms and by 9.4e-6 in sums."""
 ELSEWHERE = {"loss": 20e-6, "norms": 1e-3, "values": 1e-3, "update": 5e-3, "answers": 2.0}
 """Least bands between a CPU and a GPU, whose kernels add up otherwise (docs/measurements.md, "On a GPU")."""
 THROUGH = {"loss": 20e-6, "norms": 5e-5, "values": 5e-5, "update": 2e-3, "answers": 1.0}
