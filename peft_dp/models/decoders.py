@@ -6,9 +6,20 @@ GPT-2's query, key and value are one map, so the three roles are one site.
 
 from __future__ import annotations
 
+from functools import partial
+
 from peft_dp.models.family import Family
 
-_GPT2 = Family(
+_decoder = partial(
+    Family,
+    embeddings_norm="",
+    head=("score",),
+    pretrained_head=("lm_head",),
+    pooler=False,
+    token_types=False,
+    causal=True,
+)
+_GPT2 = _decoder(
     layers="h",
     sites={
         "query": "attn.c_attn",
@@ -21,14 +32,8 @@ _GPT2 = Family(
         "output_norm": "ln_2",
     },
     embeddings="wte",
-    embeddings_norm="",
-    head=("score",),
-    pretrained_head=("lm_head",),
-    pooler=False,
-    token_types=False,
-    causal=True,
 )
-_LLAMA = Family(
+_LLAMA = _decoder(
     layers="layers",
     sites={
         "query": "self_attn.q_proj",
@@ -41,12 +46,6 @@ _LLAMA = Family(
         "output_norm": "post_attention_layernorm",
     },
     embeddings="embed_tokens",
-    embeddings_norm="",
-    head=("score",),
-    pretrained_head=("lm_head",),
-    pooler=False,
-    token_types=False,
-    causal=True,
 )
 FAMILIES = {"gpt2": _GPT2, "llama": _LLAMA, "mistral": _LLAMA, "qwen2": _LLAMA}
 """Type of a model, as its configuration has it -> where its sites are."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from peft_dp import hub
-from peft_dp.validate import Missing, short
+from peft_dp.validate import short
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, Features
@@ -69,6 +70,8 @@ def of_file(kind: str, path: Path, content: bytes) -> Rows:
     if not text.strip():
         raise ValueError(f"{path} is empty")
     if kind == "json":
+        if content.startswith(BOM_UTF8):
+            raise ValueError(f"{path} begins with a byte order mark, which JSON does not have: save it without")
         features, lines = _objects(path, text)
         data = _load(path, "json", features=features)
     else:
@@ -101,8 +104,6 @@ def of_hub(repository: str, revision: str, config: str | None, split: str | None
             builder = load_dataset_builder(str(folder), config, cache_dir=cache)
             options = {"keep_default_na": False, "na_filter": False} if hasattr(builder.config, "na_filter") else {}
             found: DatasetDict = load_dataset(str(folder), config, cache_dir=cache, keep_in_memory=True, **options)
-    except Missing:
-        raise
     except Exception as error:  # datasets raises many unrelated types
         raise ValueError(f"{what} cannot be read ({type(error).__name__}: {short(str(error))})") from None
     scored = [split] if split else [name for name in SPLITS if name in found]
@@ -149,8 +150,6 @@ def _separated(path: Path, text: str, separator: str) -> tuple[list[str], list[i
 
 def _objects(path: Path, text: str) -> tuple[Features, list[int]]:
     """Return the types of the fields of JSON objects, one per line, and the line of each."""
-    if text.startswith("\ufeff") or path.read_bytes().startswith(b"\xef\xbb\xbf"):
-        raise ValueError(f"{path} begins with a byte order mark, which JSON does not have: save it without")
     first: dict[str, Any] = {}
     lines = []
     for number, line in enumerate(text.split("\n"), 1):

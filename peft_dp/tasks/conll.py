@@ -11,10 +11,11 @@ another of its type (IOB1), the copies that circulate write it at each start
 from __future__ import annotations
 
 from codecs import BOM_UTF8
-from itertools import groupby, pairwise
+from itertools import groupby
 from pathlib import Path
 
 from peft_dp.tasks import Data, Example, Task
+from peft_dp.tasks._tags import begun
 from peft_dp.validate import Missing, short
 
 TAGS = ("O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC", "B-MISC", "I-MISC")
@@ -70,7 +71,7 @@ def _read(folder: Path, split: str, sentences: int) -> list[Example]:
     for apart, lines in groupby(enumerate(held.splitlines(), 1), key=lambda line: _parts(line[1])):
         if not apart:
             words, tags = zip(*(_row(f"{path}, line {number}", line) for number, line in lines), strict=True)
-            examples.append(Example(" ".join(words), None, _begun(tags)))
+            examples.append(Example(" ".join(words), None, begun(tags)))
     if not examples:
         raise _wrong(f"{path} is empty")
     if len(examples) != sentences:
@@ -103,15 +104,6 @@ def _row(where: str, line: bytes) -> tuple[str, int]:
 def _kinds(cells: list[str]) -> str:
     """Return what the columns of a line seem to be, such as "word, tag, number"."""
     return ", ".join("tag" if cell in TAGS else "number" if cell.isdigit() else "word" for cell in cells)
-
-
-def _begun(tags: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the tags with B- at each start.
-
-    An I-, whose index is even, becomes the B- before it unless it continues an entity.
-    """
-    pairs = pairwise((0, *tags))
-    return tuple(tag - (tag > 0 and tag % 2 == 0 and before not in (tag - 1, tag)) for before, tag in pairs)
 
 
 def _wrong(what: str) -> ValueError:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft_dp import registry, validate
 from peft_dp.tasks import Data, Example, Kind, Task
+from peft_dp.tasks._tags import begun
 from peft_dp.validate import Missing, short
 
 if TYPE_CHECKING:
@@ -354,23 +355,15 @@ def _examples(
     for number, (label, *words) in enumerate(zip(labels, *texts, strict=True)):
         value: float | tuple[int, ...] | None
         if isinstance(label, tuple):
-            value = _begun([index.get(tag, -1) for tag in label])
+            value = begun([index[tag] for tag in label]) if index.keys() >= set(label) else None
         elif kind == "regression":
             value = _number(label)
             value = float(f"{value:.7g}") if value is not None and math.isfinite(value) else None
         else:
             value = index.get(label)
-        if value is None or (isinstance(value, tuple) and -1 in value):
+        if value is None:
             given = " ".join(label) if isinstance(label, tuple) else label
             known = short(", ".join(classes))[1:-1] or "a finite number"
             raise ValueError(f"{rows.where(number)} has the label {short(given)}; the training rows have: {known}")
         found.append(Example(words[0], words[1] if len(words) > 1 else None, value))
     return found
-
-
-def _begun(tags: Sequence[int]) -> tuple[int, ...]:
-    """Return tags with B- where one begins: an I-, of even index, that continues nothing becomes the B- before."""
-    if -1 in tags:
-        return (*tags,)
-    pairs = zip([0, *tags], tags, strict=False)
-    return tuple(tag - (tag > 0 and tag % 2 == 0 and before not in (tag - 1, tag)) for before, tag in pairs)
