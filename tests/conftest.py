@@ -14,6 +14,7 @@ import torch
 from peft_dp.machine import Places
 from peft_dp.spec import Optimiser, Spec
 from peft_dp.suite.papers import reader
+from peft_dp.tasks import own
 from peft_dp.training.job import Job, build, find_sources
 
 # Models here are so small that a second thread costs more than it gives; what tests start heeds the variable.
@@ -50,6 +51,12 @@ def given(folder: Path | None, needs: str) -> Path:
     if folder is None:
         pytest.skip(f"needs {needs}")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def no_task_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget the tasks that a test makes in Python: another test asks for all there are."""
+    monkeypatch.setattr(own, "TASKS", {})
 
 
 @pytest.fixture(scope="session")

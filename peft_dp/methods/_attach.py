@@ -32,8 +32,8 @@ def attach(
 
     Raises:
         ValueError: An unknown method or family; a setting that the method does not have, lacks or cannot take; a head
-            that is not known; a model that has a method already or that the method does not fit; or a method part of
-            whose work is done by this project's training loop. Nothing trains in another way then than before.
+            that is not known; a model that has a method already or that the method does not fit; nothing to train; or a
+            method part of whose work is done by this project's training loop. Nothing trains in another way then than before.
     """
     made = make(method, settings)
     if not made.plain:
@@ -59,6 +59,10 @@ def attach(
         if isinstance(error, AttributeError):  # torch's, of a parameter or module that a site lacks
             raise ValueError(f"{type(model).__name__} lacks what {method} works on: {error}") from error
         raise
+    if not backbone.trained():
+        for parameter, trained in before.items():
+            parameter.requires_grad_(trained)
+        raise ValueError(f"{method} trains only the head, and {type(model).__name__} has none that trains: name it")
     backbone.to(str(next(model.parameters()).device))  # what a method adds may lie elsewhere
     added = tuple(name for name in tensors(model) if name not in names)
     heads = (head,) if isinstance(head, str) else tuple(head)

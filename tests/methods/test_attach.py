@@ -185,6 +185,15 @@ def test_layers_without_bias() -> None:
     assert peft_dp.attach(model, "lora", rank=2, alpha=4)
 
 
+def test_nothing_to_train() -> None:
+    """The method that trains only the head is refused where no head trains, and the model is left as it was."""
+    model = tiny("BertModel")
+    with pytest.raises(ValueError, match="head trains only the head, and BertModel has none that trains: name it"):
+        peft_dp.attach(model, "head")
+
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("method", WHOLE)
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")

@@ -250,6 +250,9 @@ def test_kinds(
     [
         (["--train", "30"], "task 'csv:train.csv,dev.csv' has 24: add --train 24"),
         (["--train", "24", "--dev", "24", "--set", "colour=red"], "field 'colour'"),
+        (["--train", "24", "--dev", "24", "--set", "seed=3"], "by --seed"),
+        (["--train", "24", "--dev", "24", "--set", 'budget="paper"'], "set train, dev and epochs"),
+        (["--train", "24", "--dev", "24", "--set", "secret=true"], "secret"),
         (["--train", "24", "--dev", "24", "--set", "epochs"], "--set takes FIELD=VALUE"),
         (["--train", "24", "--dev", "24", "--set", "config.rank=two"], "rank"),
         (["--train", "24", "--dev", "24", "--save", ".", "--batch", "8"], "is not empty"),

@@ -22,6 +22,12 @@ SHORT = {
     "batch": ("N", int, "another logical batch"),
 }
 """Fields of a spec that have an option of their own -> what it takes and what it says."""
+FIXED = {
+    "budget": "the budget is the row's name for its size: set train, dev and epochs",
+    "seed": "give the seed by --seed",
+    "secret": "the noise is secret where the model is kept (--save) or the data are your own, and nowhere else",
+}
+"""Fields that `--set` does not take -> what to do instead."""
 
 
 def add_options(parser: ArgumentParser) -> None:
@@ -82,6 +88,8 @@ def _spec(own: Spec, options: Namespace) -> tuple[Spec, dict[str, tuple[object, 
         path, equals, value = text.partition("=")
         if not equals:
             raise ValueError(f"--set takes FIELD=VALUE, such as optimiser.rate=0.01, not {text!r}")
+        if path in FIXED:
+            raise ValueError(f"--set {text}: {FIXED[path]}")
         given[path] = _value(value)
     if options.save and own.privacy and given.get("privacy", own.privacy) is not None:
         if options.seed is not None:

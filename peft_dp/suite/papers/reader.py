@@ -27,16 +27,23 @@ def glob(pattern: str) -> list[Path]:
     own = registry.own_folder()
     if own is None:
         return sorted(FOLDER.glob(pattern))
-    ours = {path.parent.name for path in FOLDER.glob("*/*.json")}
-    if taken := sorted(ours & {path.parent.name for path in own.glob("*/*.json")}):
-        raise ValueError(f"{own / taken[0]} has the name of a paper in {FOLDER}: give the folder another name")
+    for path in own.glob("*/*.json"):
+        home(path.parent.name)
     return [*sorted(FOLDER.glob(pattern)), *sorted(own.glob(pattern))]
 
 
 def home(paper: str) -> Path:
-    """Return the folder that holds the folder of a paper: one's own where it is there, else `expected/`."""
+    """Return the folder that holds the folder of a paper: one's own where it is there, else `expected/`.
+
+    Raises:
+        ValueError: Both have it.
+    """
     own = registry.own_folder()
-    return own if own and (own / paper).is_dir() else FOLDER
+    if own is None or not (own / paper).is_dir():
+        return FOLDER
+    if (FOLDER / paper).is_dir():
+        raise ValueError(f"{own / paper} has the name of a paper in {FOLDER}: give the folder another name")
+    return own
 
 
 def check_folder() -> None:

@@ -145,8 +145,11 @@ class Table(Origins):
 
 def table_files() -> list[Path]:
     """Files of all tables, sorted."""
-    others = ("facts.json", "claims.json", "protocol.json")
-    return [path for path in reader.glob("*/*.json") if path.suffixes == [".json"] and path.name not in others]
+    return [path for path in reader.glob("*/*.json") if _is_table(path)]
+
+
+def _is_table(path: Path) -> bool:
+    return path.suffixes == [".json"] and path.name not in ("facts.json", "claims.json", "protocol.json")
 
 
 def read_table(name: str) -> Table:
@@ -156,7 +159,7 @@ def read_table(name: str) -> Table:
         ValueError: No such table, or a file that is not one; the message names the file and the field.
     """
     path = reader.home(name.partition("/")[0]) / f"{name}.json"
-    if path not in table_files():
+    if name.count("/") != 1 or not _is_table(path) or not path.is_file():
         known = ", ".join(f"{path.parent.name}/{path.stem}" for path in table_files())
         raise ValueError(f"no table {short(name)}; known: {known}")
     table: Table = read(path, Table)
