@@ -33,7 +33,8 @@ def attach(
     Raises:
         ValueError: An unknown method or family; a setting that the method does not have, lacks or cannot take; a head
             that is not known; a model that has a method already or that the method does not fit; nothing to train; or a
-            method part of whose work is done by this project's training loop. Nothing trains in another way then than before.
+            method part of whose work is done by this project's training loop. Nothing trains in another way then than
+            before.
     """
     made = make(method, settings)
     if not made.plain:
