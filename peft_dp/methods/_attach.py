@@ -54,16 +54,14 @@ def attach(
         made.install(backbone, torch.Generator().manual_seed(seed))
         if backbone.masks:
             raise ValueError(_LOOP.format(method))
+        if not backbone.trained():
+            raise ValueError(f"{method} trains only the head, and {type(model).__name__} has none that trains: name it")
     except (AttributeError, ValueError) as error:
         for parameter, trained in before.items():
             parameter.requires_grad_(trained)
         if isinstance(error, AttributeError):  # torch's, of a parameter or module that a site lacks
             raise ValueError(f"{type(model).__name__} lacks what {method} works on: {error}") from error
         raise
-    if not backbone.trained():
-        for parameter, trained in before.items():
-            parameter.requires_grad_(trained)
-        raise ValueError(f"{method} trains only the head, and {type(model).__name__} has none that trains: name it")
     backbone.to(str(next(model.parameters()).device))  # what a method adds may lie elsewhere
     added = tuple(name for name in tensors(model) if name not in names)
     heads = (head,) if isinstance(head, str) else tuple(head)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentParser, Namespace
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -111,7 +110,7 @@ def _spec(own: Spec, options: Namespace) -> tuple[Spec, dict[str, tuple[object, 
     spec = from_json(data, "the row with what you changed").seeded(options.seed or 0)
     if spec.task != own.task:
         _check_sizes(spec)
-    return replace(spec, budget=own.budget), instead
+    return spec, instead
 
 
 def _check_sizes(spec: Spec) -> None:

@@ -27,8 +27,8 @@ def glob(pattern: str) -> list[Path]:
     own = registry.own_folder()
     if own is None:
         return sorted(FOLDER.glob(pattern))
-    for path in own.glob("*/*.json"):
-        home(path.parent.name)
+    for paper in sorted({path.parent.name for path in own.glob("*/*.json")}):
+        home(paper)  # refuses a name that is taken
     return [*sorted(FOLDER.glob(pattern)), *sorted(own.glob(pattern))]
 
 
