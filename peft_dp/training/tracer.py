@@ -23,6 +23,10 @@ SMALL = 1e-2
 """Share of a gradient's root mean square: values with less move by whole steps of Adam through rounding alone."""
 
 
+ROW = 1024
+"""Values that a sketch adds up at a time in their own precision; an even number."""
+
+
 def digest(*parts: object) -> str:
     """Return a short hash of some values, by how they print."""
     return hashlib.sha256(" ".join(map(str, parts)).encode()).hexdigest()[:16]
@@ -32,13 +36,19 @@ def digest(*parts: object) -> str:
 def sketch(tensors: Iterable[Tensor], times: float = 1.0) -> Sketch | None:
     """Return the norm of some tensors, times a factor, and their sum with alternating signs; None if not finite.
 
-    The sums are made in float64, so that the order of adding up does not show.
+    Rows of values are added up as they are, the rows in float64, so that the order of adding up does not show.
     """
     square, signed = 0.0, 0.0
     for tensor in tensors:
         flat = tensor.reshape(-1)
-        square += float(torch.linalg.vector_norm(flat, dtype=torch.float64)) ** 2
-        signed = float(flat[::2].sum(dtype=torch.float64) - flat[1::2].sum(dtype=torch.float64)) - signed
+        whole = flat.numel() // ROW * ROW
+        signs = flat.new_ones(ROW)
+        signs[1::2] = -1
+        now = 0.0
+        for rows in (flat[:whole].view(-1, ROW), flat[whole:].view(1, -1)):
+            square += float(torch.linalg.vector_norm(torch.linalg.vector_norm(rows, dim=1), dtype=torch.float64)) ** 2
+            now += float((rows @ signs[: rows.shape[1]]).sum(dtype=torch.float64))
+        signed = now - signed
     return (times * math.sqrt(square), times * signed) if math.isfinite(square) else None
 
 
@@ -101,10 +111,10 @@ class Tracer:
     def given(self, gradient: Mapping[str, Tensor], updated: Mapping[str, nn.Parameter]) -> None:
         """Take what the optimiser is given, and the values that it will change."""
         if self.looks:
-            self._now["given"] = sketch(gradient.values())
+            self._now["given"] = given = sketch(gradient.values())
             self._now["values"] = {name: value.detach().clone() for name, value in updated.items()}
-            square = sum(float(torch.linalg.vector_norm(g, dtype=torch.float64)) ** 2 for g in gradient.values())
-            least = SMALL * math.sqrt(square / max(1, sum(g.numel() for g in gradient.values())))
+            values = sum(g.numel() for g in gradient.values())
+            least = SMALL * given[0] / math.sqrt(max(1, values)) if given else math.inf
             self._now["felt"] = {name: g.abs() > least for name, g in gradient.items()}
 
     def updated(self, updated: Mapping[str, nn.Parameter], tally: Tally) -> None:
@@ -114,6 +124,8 @@ class Tracer:
         now, before, after = self._now, self._now["before"], tally.counts()
         examples = max(after["examples"] - before["examples"], 1)
         private = self._job.plan.private
+        for name, value in now["values"].items():
+            torch.sub(updated[name].detach(), value, out=value).mul_(now["felt"][name])
         self._steps.append(
             Step(
                 batch=now["batch"],
@@ -124,7 +136,7 @@ class Tracer:
                 summed=now.get("summed"),
                 released=now.get("released"),
                 given=now["given"],
-                update=sketch((v.detach() - now["values"][name]) * now["felt"][name] for name, v in updated.items()),
+                update=sketch(now["values"].values()),
             )
         )
         self._now = {}
