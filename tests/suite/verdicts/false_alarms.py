@@ -13,11 +13,11 @@ from tabulate import tabulate
 
 from peft_dp.machine import Places
 from peft_dp.suite import papers
-from peft_dp.suite.bless import AVX2, Variant, trained
+from peft_dp.suite.bless import SSE, Variant, trained
 from peft_dp.suite.papers.cell import Cell
 from peft_dp.suite.verdicts.replay import Gap, Replay, replay
 
-SSE = {"ATEN_CPU_CAPABILITY": "default", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2", "ONEDNN_MAX_CPU_ISA": "SSE41"}
+AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 VARIANTS = (
     Variant(name="1 thread, two processes side by side"),
     Variant(name="2 threads", threads=2),
