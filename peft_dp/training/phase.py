@@ -48,7 +48,10 @@ class Phase:
     def step(self, gradient: Mapping[str, Tensor]) -> None:
         """Update what the optimiser holds by a gradient, given by name of parameter."""
         for name, parameter in self._updated.items():
-            parameter.grad = gradient[name]
+            given = gradient[name]
+            # A fused optimiser walks through memory, so a gradient laid out otherwise would meet other values.
+            alike = given.stride() == parameter.stride()
+            parameter.grad = given if alike else torch.empty_like(parameter).copy_(given)
         if self._bound:
             torch.nn.utils.clip_grad_norm_(self._updated.values(), self._bound)
         self._optimiser.step()
