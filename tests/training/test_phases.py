@@ -268,6 +268,22 @@ def test_repeats(job: Callable[..., Job], method: str) -> None:
     assert all(torch.equal(value, weights(second)[name]) for name, value in weights(first).items())
 
 
+@pytest.mark.parametrize("optimiser", phase.OPTIMISERS)
+def test_layout_of_a_gradient(job: Callable[..., Job], optimiser: str) -> None:
+    """A gradient that lies in memory in another order than its parameter moves each value by its own gradient."""
+    moved = []
+    for lay in (Tensor.contiguous, lambda value: value.t().contiguous().t()):
+        made = job("full", optimiser=Optimiser(name=optimiser, rate=0.5))
+        torch.manual_seed(0)
+        gradient = {name: torch.randn(value.shape) for name, value in made.backbone.updated().items()}
+        gradient = {name: lay(value) if value.dim() == 2 else value for name, value in gradient.items()}
+        with torch.no_grad():
+            phase.Phase(made, 0).step(gradient)
+        moved.append(weights(made))
+
+    assert all(torch.equal(value, moved[1][name]) for name, value in moved[0].items())
+
+
 def test_optimiser_bytes(job: Callable[..., Job]) -> None:
     """The bytes are those of the phase that holds most."""
     made, full = job("two_phase"), job("full")

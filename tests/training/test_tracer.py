@@ -14,7 +14,7 @@ from peft_dp import Places, Spec
 from peft_dp.spec import Optimiser, Privacy
 from peft_dp.training.job import Job, build, find_sources
 from peft_dp.training.loop import fit, fit_together
-from peft_dp.training.tracer import STEPS, sketch
+from peft_dp.training.tracer import ROW, STEPS, sketch
 
 Make = Callable[..., Spec]
 
@@ -38,6 +38,9 @@ def test_sketch() -> None:
     assert sketch([torch.tensor([1.0]), torch.tensor([[2.0, 3.0]])]) == pytest.approx((14**0.5, -2.0))
     assert sketch([torch.zeros(0)]) == (0.0, 0.0)
     assert sketch([torch.tensor([nan])]) is None
+    long = torch.linspace(1, 2, 3 * ROW + 5, dtype=torch.float64)
+    signed = float(long[::2].sum() - long[1::2].sum())
+    assert sketch([long]) == pytest.approx((float(long.norm()), signed), rel=1e-12)
 
 
 def test_repeats(job: Callable[..., Job]) -> None:
