@@ -12,7 +12,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 from peft_dp import rng, validate
 from peft_dp.models.backbone import trained_parameters
 from peft_dp.privacy import sampling
-from peft_dp.privacy.gradients import Losses, check_independent
+from peft_dp.privacy.gradients import Losses, check_independent, laid_out
 from peft_dp.privacy.noised_sum import noised_sum
 from peft_dp.privacy.plan import ledger, private_plan
 from peft_dp.spec import Privacy
@@ -129,8 +129,9 @@ class PrivacyEngine:
         cuts = [list(indices[at : at + self._physical]) for at in range(0, len(indices), self._physical)]
         found = noised_sum(self._model, losses, cuts, self._plan, self._noise, divisor=self._plan.batch)
         self._steps += 1
-        self._given = dict(found)
-        for name, parameter in self._model.named_parameters():
+        parameters = dict(self._model.named_parameters())
+        self._given = {name: laid_out(gradient, parameters[name]) for name, gradient in found.items()}
+        for name, parameter in parameters.items():
             parameter.grad = self._given.get(name)
 
     def ledger(self) -> dict[str, Any]:

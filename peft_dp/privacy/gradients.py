@@ -88,6 +88,11 @@ class Sums(dict[str, Tensor]):
             at += size
 
 
+def laid_out(gradient: Tensor, parameter: Tensor) -> Tensor:
+    """Return a gradient in the layout of its parameter: fused optimisers walk through the memory of both."""
+    return gradient if gradient.stride() == parameter.stride() else torch.empty_like(parameter).copy_(gradient)
+
+
 def zeros(model: nn.Module) -> Sums:
     """Name -> zeros in the shape of each trained parameter.
 

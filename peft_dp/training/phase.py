@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from peft_dp.privacy.gradients import check_independent
+from peft_dp.privacy.gradients import check_independent, laid_out
 from peft_dp.privacy.taps import Watched
 from peft_dp.spec import Optimiser
 from peft_dp.training.gradient import memory_named
@@ -48,10 +48,7 @@ class Phase:
     def step(self, gradient: Mapping[str, Tensor]) -> None:
         """Update what the optimiser holds by a gradient, given by name of parameter."""
         for name, parameter in self._updated.items():
-            given = gradient[name]
-            # A fused optimiser walks through memory, so a gradient laid out otherwise would meet other values.
-            alike = given.stride() == parameter.stride()
-            parameter.grad = given if alike else torch.empty_like(parameter).copy_(given)
+            parameter.grad = laid_out(gradient[name], parameter)
         if self._bound:
             torch.nn.utils.clip_grad_norm_(self._updated.values(), self._bound)
         self._optimiser.step()

@@ -194,6 +194,23 @@ def test_seed() -> None:
     assert not any(torch.equal(one, another) for i, one in enumerate(first) for another in first[:i])
 
 
+def test_fused_optimiser() -> None:
+    """A fused optimiser moves a parameter that lies transposed in memory by each value's own gradient."""
+    moved = []
+    for fused in (False, True):
+        case = small()
+        first = case.model.get_submodule("0")
+        first.weight = nn.Parameter(first.weight.detach().t().contiguous().t())
+        private = engine(case.model)
+        optimiser = torch.optim.SGD(case.model.parameters(), lr=0.5, fused=fused)
+        for indices in private.batches():
+            private.backward(case.losses, indices)
+            optimiser.step()
+        moved.append(flat([*case.trained().values()]).detach())
+
+    assert torch.allclose(*moved, rtol=1e-12)
+
+
 def test_no_seed() -> None:
     """Without a seed two engines differ in their batches, and in the noise where both draw everyone."""
     case, noised, drawn = small(), [], []
