@@ -4,8 +4,9 @@ QQP is scored by F1 or by accuracy, since papers print either.
 
 A folder may hold the official layout (`MRPC/train.tsv`) or the hub's
 (`mrpc/train-00000-of-00001.parquet`). Without a folder the hub's files, at a
-pinned commit, come from its local cache or are fetched once. Every file must
-have the official number of rows.
+pinned commit, come from its local cache or are fetched once. Parquet is read
+as a `datasets.Dataset`; the official TSV has no quoting, which no reader of
+theirs takes as it stands. Every file must have the official number of rows.
 
 Why only QQP may have holes: its first archive has rows broken over several
 lines and two empty questions. The hub leaves the broken rows out and this
@@ -194,23 +195,20 @@ def _tsv(path: Path, layout: Layout) -> Iterator[tuple[str, list[str]]]:
 
 
 def _parquet(path: Path, layout: Layout) -> Iterator[tuple[str, list[str]]]:
-    from pyarrow import ArrowException, parquet
+    from peft_dp.tasks._tables import of_file
 
-    # Arrow gives errors of several kinds for what is damaged.
     try:
-        table = parquet.ParquetFile(path).read()
-        table.validate(full=True)
-        named = table.column_names
-    except (ArrowException, OSError, ValueError) as error:
+        rows = of_file("parquet", path, b"")
+    except ValueError as error:
         raise _wrong(f"{path} is not a parquet file or is truncated") from error
     names = layout.fields or layout.columns
-    places = [_position(path, named, name) for name in (*names, "label")]
-    columns = [table.column(place).to_pylist() for place in places]
-    for name, column in zip(names, columns, strict=False):
-        if not {str, type(None)}.issuperset(map(type, column)):
+    for name in (*names, "label"):
+        _position(path, rows.data.column_names, name)
+    for name in names:
+        if rows.data.features[name].dtype not in ("string", "null"):
             raise _wrong(f"{path} has a column {name!r} that is no text")
-    for number, row in enumerate(zip(*columns, strict=True), 1):
-        yield f"{path}, row {number}", ["" if cell is None else str(cell) for cell in row]
+    for number, row in enumerate(zip(*(rows.data[name] for name in (*names, "label")), strict=True)):
+        yield rows.where(number), ["" if cell is None else str(cell) for cell in row]
 
 
 def _position(path: Path, header: list[str], name: str) -> int:

@@ -16,6 +16,8 @@ import peft_dp
 from peft_dp import Privacy, PrivacyEngine, rng
 from peft_dp.models.decoders import FAMILIES
 from peft_dp.privacy.gradients import check_independent, finite_passes, per_example_pass, zeros
+from peft_dp.suite.audit import attack
+from peft_dp.suite.audit.attack import Target
 
 LENGTHS = (9, 4, 7, 2, 6, 3)
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
@@ -154,6 +156,38 @@ def test_released(family: str, method: str, task: str) -> None:
     expected = (clipped_sum(alone, privacy.clip) + torch.cat([draw.flatten() for draw in draws])) / 3
 
     torch.testing.assert_close(noised, expected, rtol=1e-4, atol=1e-6)
+
+
+def target(case: Case, canaries: int) -> Target:
+    """A decoder as what is attacked; a canary's row is one of its examples, cut to two tokens."""
+
+    def losses(rows: list[int]) -> Tensor:
+        return case.losses([row % len(LENGTHS) for row in rows], 2 if rows[0] < canaries else max(LENGTHS))
+
+    def cut(rows: list[int]) -> list[list[int]]:
+        planted, whole = ([row for row in rows if (row < canaries) is own] for own in (True, False))
+        return [*(planted[at : at + 128] for at in range(0, len(planted), 128)), whole]
+
+    return Target(canaries + len(LENGTHS), case.model, case.trained, losses, cut)
+
+
+# The head alone, and the norms of a language model this small, train less than the 100 values that an attack takes.
+FEW = [("head", "classes"), ("norms", "language")]
+
+
+@pytest.mark.parametrize(("family", "method", "task"), [case for case in CASES if case[1:] not in FEW])
+def test_audit(family: str, method: str, task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An attack finds the mu of the noise that is claimed, and refutes the claim where there is none."""
+    case = Case(family, method, task, torch.float32)
+    canaries = min(400, sum(p.numel() for p in case.trained.values()))
+    privacy = Privacy(epsilon=4.0, delta=0.01, clip=0.3, accountant="rdp")
+    found = attack.attack(target(case, canaries), privacy, canaries, seed=0)
+    monkeypatch.setattr(rng, "normal", lambda source, like, size: [torch.zeros_like(one) for one in like])
+    broken = attack.attack(target(case, canaries), privacy, canaries, seed=0)
+
+    assert not found.alarms
+    assert abs(found.mu - 0.5) < 5 * 2 / (3 * canaries) ** 0.5
+    assert broken.alarms
 
 
 @pytest.mark.parametrize("family", FAMILIES)

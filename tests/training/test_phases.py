@@ -269,7 +269,7 @@ def test_repeats(job: Callable[..., Job], method: str) -> None:
 
 
 @pytest.mark.parametrize("optimiser", phase.OPTIMISERS)
-def test_layout_of_a_gradient(job: Callable[..., Job], optimiser: str) -> None:
+def test_layout_of_a_gradient(job: Callable[..., Job], optimiser: Any) -> None:
     """A gradient that lies in memory in another order than its parameter moves each value by its own gradient."""
     moved = []
     for lay in (Tensor.contiguous, lambda value: value.t().contiguous().t()):

@@ -30,8 +30,8 @@ holds both; more would only blur the scores of an attacker who does not know the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from statistics import NormalDist
 from typing import Any
 
@@ -44,12 +44,12 @@ from scipy.stats import binom
 from torch import Tensor, nn
 
 from peft_dp import rng
-from peft_dp.models.backbone import Backbone
 from peft_dp.models.batch import Encoded
 from peft_dp.privacy.gradients import PerExample, per_example_pass
 from peft_dp.privacy.noised_sum import noised_sum
 from peft_dp.privacy.per_example import Part
 from peft_dp.privacy.plan import Plan, private_plan, spent
+from peft_dp.spec import Privacy
 from peft_dp.training.job import Job
 
 CANARIES = 10_000
@@ -64,6 +64,37 @@ ERROR = 0.001
 CONFIDENCE = 0.95
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
 """Of the canaries, those guessed at: the farthest from the middle; the best share is chosen on a fifth of them."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model that is attacked, and the rows that pass through it: those of the canaries, then some as they are.
+
+    Attributes:
+        rows: Number of all rows.
+        model: What trains.
+        trained: Name -> parameter that trains.
+        masks: As in `gradients.per_example_pass`.
+        losses: Gives the loss of each row [B].
+        cut: Cuts rows into physical batches.
+        device: Where the model is.
+        begin_step: Begins a step, given the stream of gates.
+    """
+
+    rows: int
+    model: nn.Module
+    trained: Mapping[str, nn.Parameter]
+    losses: Callable[[list[int]], Tensor]
+    cut: Callable[[list[int]], Iterable[list[int]]]
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
+    device: str = "cpu"
+    begin_step: Callable[[torch.Generator], None] = lambda gates: None
+
+    def open(self) -> dict[str, int]:
+        """Return the number of values that each parameter trains."""
+        return {
+            name: int(self.masks[name].sum()) if name in self.masks else p.numel() for name, p in self.trained.items()
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +136,7 @@ class Audit:
 
 
 def audit(job: Job, canaries: int = CANARIES) -> Audit:
-    """Take four full-batch steps of canaries per draw, which leave the weights alone, at a noise for an epsilon of 2.
+    """Attack a job, as `attack` says.
 
     Args:
         job: A private one.
@@ -116,19 +147,50 @@ def audit(job: Job, canaries: int = CANARIES) -> Audit:
     """
     if job.spec.privacy is None:
         raise ValueError("a run without privacy claims no epsilon: give its spec a privacy")
-    tensors = len(job.backbone.trained())
-    if canaries < (least := max(FEWEST, tensors)):
-        raise ValueError(f"canaries {canaries} are too few for {tensors} tensors that train: take at least {least}")
     canaries = min(canaries, job.backbone.count())
-    draw = numpy.random.default_rng(job.spec.seed)
-    privacy = replace(job.spec.privacy, epsilon=EPSILON, delta=DELTA, sampling="poisson")
-    plan = private_plan(privacy, canaries, canaries, STEPS)
-    noise = rng.generator(job.spec.seed, "noise", job.device)
+    job.backbone.model.train()
+    return attack(target(job, canaries), job.spec.privacy, canaries, job.spec.seed)
+
+
+def target(job: Job, canaries: int) -> Target:
+    """Return a job as what is attacked; a canary's row is one of its examples, cut to one token."""
+    rows = _rows(job.train, canaries)
+    return Target(
+        rows=len(rows),
+        model=job.backbone.model,
+        trained=job.backbone.trained(),
+        losses=lambda some: job.losses(job.batch(rows, some)),
+        cut=lambda some: job.cut(rows, some),
+        masks=job.backbone.masks,
+        device=job.device,
+        begin_step=lambda gates: job.method.begin_step(job.backbone, gates),
+    )
+
+
+def attack(target: Target, privacy: Privacy, canaries: int, seed: int) -> Audit:
+    """Take four full-batch steps of canaries per draw, which leave the weights alone, at a noise for an epsilon of 2.
+
+    Args:
+        target: What is attacked.
+        privacy: Clip, clipping and accountant; its epsilon and delta are the attack's own.
+        canaries: How many per draw, no more than the target trains values.
+        seed: Of coins, noise, gates and dropout.
+
+    Raises:
+        ValueError: The canaries are too few to show anything.
+    """
+    if canaries < (least := max(FEWEST, len(target.trained))):
+        raise ValueError(
+            f"canaries {canaries} are too few for {len(target.trained)} tensors that train: take at least {least}"
+        )
+    draw = numpy.random.default_rng(seed)
+    plan = private_plan(replace(privacy, epsilon=EPSILON, delta=DELTA, sampling="poisson"), canaries, canaries, STEPS)
+    noise = rng.generator(seed, "noise", target.device)
     draws = []
     for _ in range(DRAWS):
-        planted = _Canaries.plant(job.backbone, canaries, plan.clip, draw)
+        planted = _Canaries.plant(target, canaries, plan.clip, draw)
         inside = draw.random(canaries) < 0.5
-        draws.append((_scores(job, plan, planted, inside, noise), inside))
+        draws.append((_scores(target, plan, planted, inside, noise, seed), inside))
     mu, limit = _distance(*map(numpy.concatenate, zip(*draws, strict=True)))
     return Audit(
         claimed=spent(plan, plan.steps),
@@ -163,14 +225,13 @@ class _Canaries:
     size: float
 
     @classmethod
-    def plant(cls, backbone: Backbone, canaries: int, clip: float, draw: numpy.random.Generator) -> _Canaries:
+    def plant(cls, target: Target, canaries: int, clip: float, draw: numpy.random.Generator) -> _Canaries:
         """One for each parameter, the others by the number of values that it trains; no two at one place."""
-        trained, masks = backbone.trained(), backbone.masks
-        open_ = [int(masks[name].sum()) if name in masks else p.numel() for name, p in trained.items()]
-        others = numpy.cumsum([0, *(size - 1 for size in open_)])
+        masks, open_ = target.masks, target.open()
+        others = numpy.cumsum([0, *(size - 1 for size in open_.values())])
         counts = 1 + numpy.diff(others * (canaries - len(open_)) // max(others[-1], 1))
         places = []
-        for name, size, count in zip(trained, open_, counts, strict=True):
+        for (name, size), count in zip(open_.items(), counts, strict=True):
             drawn = torch.from_numpy(draw.choice(size, count, replace=False))
             places.append(masks[name].flatten().nonzero().flatten().cpu()[drawn] if name in masks else drawn)
         owners = torch.repeat_interleave(torch.from_numpy(counts))
@@ -178,7 +239,7 @@ class _Canaries:
         owners, flat = (
             nn.functional.pad(values[order], (0, EXAMPLES), value=-1) for values in (owners, torch.cat(places))
         )
-        return cls([*trained], owners, flat, TIMES * clip)
+        return cls([*open_], owners, flat, TIMES * clip)
 
     def replace(self, found: PerExample, cut: list[int]) -> PerExample:
         """A physical batch with the gradients of its canaries in place of their rows' own."""
@@ -217,31 +278,27 @@ class _Planted:
 
 
 def _scores(
-    job: Job, plan: Plan, canaries: _Canaries, inside: NDArray[numpy.bool_], noise: torch.Generator
+    target: Target, plan: Plan, canaries: _Canaries, inside: NDArray[numpy.bool_], noise: torch.Generator, seed: int
 ) -> NDArray[numpy.float64]:
     """Each canary's coordinate of the noised sums, over all steps [M]."""
-    rows = _rows(job.train, len(inside))
-    cuts = list(job.cut(rows, [*inside.nonzero()[0].tolist(), *range(len(inside), len(rows))]))
+    cuts = list(target.cut([*inside.nonzero()[0].tolist(), *range(len(inside), target.rows)]))
     now: list[int] = []  # the physical batch that passes through the model
 
     def losses(cut: list[int]) -> Tensor:
         now[:] = cut
-        return job.losses(job.batch(rows, cut))
+        return target.losses(cut)
 
     def planted(model: nn.Module, call: Callable[[], Tensor], examples: int, masks: Mapping[str, Tensor]) -> PerExample:
         found = per_example_pass(model, call, examples, masks)
         return canaries.replace(found, now)
 
     scores = torch.zeros(len(inside), dtype=torch.float64)
-    job.backbone.model.train()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(rng.seed(job.spec.seed, "dropout"))
-        gates = rng.generator(job.spec.seed, "gates", job.device)
+        torch.manual_seed(rng.seed(seed, "dropout"))
+        gates = rng.generator(seed, "gates", target.device)
         for _ in range(plan.steps):
-            job.method.begin_step(job.backbone, gates)
-            sums = noised_sum(
-                job.backbone.model, losses, cuts, plan, noise, masks=job.backbone.masks, per_example_pass=planted
-            )
+            target.begin_step(gates)
+            sums = noised_sum(target.model, losses, cuts, plan, noise, masks=target.masks, per_example_pass=planted)
             for at, name in enumerate(canaries.names):
                 mine = (canaries.owners == at).nonzero().flatten()
                 scores[mine] += sums[name].cpu().flatten()[canaries.places[mine]]

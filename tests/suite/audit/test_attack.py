@@ -49,7 +49,16 @@ def plan(**fields: object) -> Plan:
 def planted(job: Job, canaries: int) -> tuple[auditing._Canaries, numpy.ndarray[Any, Any]]:
     """Canaries of a job, and which of them are in."""
     draw = numpy.random.default_rng(1)
-    return auditing._Canaries.plant(job.backbone, canaries, 0.5, draw), draw.random(canaries) < 0.5
+    return auditing._Canaries.plant(auditing.target(job, canaries), canaries, 0.5, draw), draw.random(canaries) < 0.5
+
+
+def score(
+    job: Job, plan: Plan, canaries: auditing._Canaries, inside: numpy.ndarray[Any, Any]
+) -> numpy.ndarray[Any, Any]:
+    """What a plan's steps tell of each canary of a job."""
+    job.backbone.model.train()
+    target = auditing.target(job, len(inside))
+    return auditing._scores(target, plan, canaries, inside, rng.generator(0, "noise"), job.spec.seed)
 
 
 # What comes from the two functions for this in google-deepmind/jax_privacy, auditing.py, at significance 0.05, delta
@@ -188,7 +197,7 @@ def test_canaries(spec: Make, places: Places, method: str, clipping: str, monkey
     monkeypatch.setattr(auditing, "EXAMPLES", 0)
     job = made(spec, places, method, clipping)
     canaries, inside = planted(job, min(600, job.backbone.count()))
-    scores = auditing._scores(job, plan(clipping=clipping), canaries, inside, rng.generator(0, "noise"))
+    scores = score(job, plan(clipping=clipping), canaries, inside)
     length = 0.5 if clipping == "abadi" else 0.5 * 5 / 5.01
 
     numpy.testing.assert_allclose(scores, 2 * length * inside, rtol=1e-5, atol=0)
@@ -203,7 +212,7 @@ def test_examples(spec: Make, places: Places, method: str) -> None:
         for parameter in job.backbone.trained().values():
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     canaries, inside = planted(job, 300)
-    scores = auditing._scores(job, plan(), canaries, inside, rng.generator(0, "noise"))
+    scores = score(job, plan(), canaries, inside)
     sums = clipped_sum(job, job.train.batch(range(8), "cpu"), 0.5).sums
     named = [(canaries.names[owner], place) for owner, place in zip(canaries.owners, canaries.places, strict=True)]
     alone = numpy.array([float(sums[name].flatten()[place]) for name, place in named[:300]])
