@@ -199,7 +199,7 @@ def test_fused_optimiser() -> None:
     moved = []
     for fused in (False, True):
         case = small()
-        first = case.model.get_submodule("0")
+        first: Any = case.model.get_submodule("0")
         first.weight = nn.Parameter(first.weight.detach().t().contiguous().t())
         private = engine(case.model)
         optimiser = torch.optim.SGD(case.model.parameters(), lr=0.5, fused=fused)
