@@ -303,6 +303,17 @@ FAULTS = [
         {GRADIENT: {"size = job.plan.batch if": "size = job.plan.batch + 1 if"}},
         "mean gradient of step 1",
     ),
+    Fault(
+        "a penalty before the noise",
+        "diff-pruning-dp",
+        {
+            GRADIENT: {
+                "before_noise=tracer.summed if tracer else None,": "before_noise=lambda sums, times: (tracer and tracer.summed(sums, times), _add_gradient(sums, job.method.penalty(job.backbone), job.backbone.trained())),",
+                "if penalty is not None:": "if False:",
+            }
+        },
+        "noise of step 1",
+    ),
     # The update.
     Fault(
         "a penalty divided by the batch",
@@ -341,19 +352,23 @@ FAULTS = [
     Fault(
         "another epsilon of Adam",
         "slash",
-        {PHASE: {"AdamW(parameters, lr=o.rate,": "AdamW(parameters, lr=o.rate, eps=1e-6,"}},
+        {PHASE: {"AdamW(groups, lr=o.rate,": "AdamW(groups, lr=o.rate, eps=1e-6,"}},
         "update of step 1",
     ),
     Fault(
         "another beta of Adam",
         "slash",
-        {PHASE: {"AdamW(parameters, lr=o.rate,": "AdamW(parameters, lr=o.rate, betas=(0.9, 0.998),"}},
+        {PHASE: {"AdamW(groups, lr=o.rate,": "AdamW(groups, lr=o.rate, betas=(0.9, 0.998),"}},
         "update of step [23]",
     ),
     Fault(
-        "Adam without its first bias correction",
+        "Adam corrects its moments as if each step were two",
         "slash",
-        {"torch.optim.adam": {"bias_correction1 = 1 - beta1**step": "bias_correction1 = 1.0"}},
+        {
+            "torch.optim.adam": {
+                "_foreach_add_(device_state_steps, 1)\n        func": "_foreach_add_(device_state_steps, 2)\n        func"
+            }
+        },
         "update of step 1",
     ),
     Fault(
@@ -365,7 +380,7 @@ FAULTS = [
     Fault(
         "SGD with a momentum of 0.1",
         "sgd-dp",
-        {PHASE: {"SGD(parameters, lr=o.rate,": "SGD(parameters, lr=o.rate, momentum=0.1,"}},
+        {PHASE: {"SGD(groups, lr=o.rate,": "SGD(groups, lr=o.rate, momentum=0.1,"}},
         "update of step 2",
     ),
     # Afterwards.
