@@ -126,7 +126,7 @@ def _wanted(spec: Spec, places: Places) -> Wanted:
     implementation = implementations.load(spec.implementation)
     sources = implementation.prepared(spec, find_sources(spec, places))
     hashes = {
-        "data": sources.data.sha256,
+        "data": sources.examples.sha256,
         "weights": sources.weights_sha256,
         "files": sources.files_sha256,
         "code": code.sha256(spec),

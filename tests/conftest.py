@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,14 @@ def given(folder: Path | None, needs: str) -> Path:
 def no_task_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget the tasks that a test makes in Python: another test asks for all there are."""
     monkeypatch.setattr(own, "TASKS", {})
+
+
+@pytest.fixture(autouse=True, scope="session")
+def tokens_of_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the tokens of tests in a folder of theirs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PEFT_DP_CACHE", str(tmp_path_factory.mktemp("tokens")))
+        yield
 
 
 @pytest.fixture(scope="session")

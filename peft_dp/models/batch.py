@@ -11,18 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
-from typing import TYPE_CHECKING
+from itertools import chain, pairwise
+from typing import overload
 
 import torch
 from torch import Tensor, nn
 
 from peft_dp.models import packing
 from peft_dp.models.packing import Packing
-
-if TYPE_CHECKING:
-    pass
-
 
 IGNORED = -100
 """Label of a token that has none; torch's cross-entropy leaves it out."""
@@ -73,6 +69,60 @@ class Batch:
         return len(self.labels)
 
 
+@dataclass(frozen=True, eq=False)
+class Ragged(Sequence[list[int]]):
+    """Rows of integers of different lengths, end to end, which may lie in a file.
+
+    Attributes:
+        values: The values of all rows [P].
+        starts: Where each row starts, and at last where all end [N + 1].
+    """
+
+    values: Tensor
+    starts: Tensor
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[int]]) -> Ragged:
+        """Return rows end to end."""
+        lengths = torch.tensor([0, *map(len, rows)])
+        return cls(torch.tensor([*chain.from_iterable(rows)], dtype=torch.int32), lengths.cumsum(0))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Ragged]) -> Ragged:
+        """Return the rows of several, one after the other."""
+        lengths = torch.cat([torch.zeros(1, dtype=torch.int64), *(part.lengths for part in parts)])
+        return cls(torch.cat([part.values for part in parts]), lengths.cumsum(0))
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.starts) - 1
+
+    @overload
+    def __getitem__(self, at: int) -> list[int]: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> list[list[int]]: ...
+
+    def __getitem__(self, at: int | slice) -> list[int] | list[list[int]]:
+        """Return a row, or some."""
+        if isinstance(at, slice):
+            return [self[row] for row in range(*at.indices(len(self)))]
+        row = range(len(self))[at]
+        found: list[int] = self.values[self.starts[row] : self.starts[row + 1]].tolist()
+        return found
+
+    @property
+    def lengths(self) -> Tensor:
+        """The number of values of each row [N]."""
+        return self.starts.diff()
+
+    def take(self, rows: Sequence[int]) -> Tensor:
+        """Return the values of some rows, end to end (int64)."""
+        starts, lengths = self.starts[:-1][[*rows]], self.lengths[[*rows]]
+        before = (starts - (lengths.cumsum(0) - lengths)).repeat_interleave(lengths)
+        return self.values[before + torch.arange(len(before))].long()
+
+
 @dataclass(frozen=True)
 class Encoded:
     """Tokenised examples.
@@ -102,7 +152,16 @@ class Encoded:
     @cached_property
     def lengths(self) -> list[int]:
         """Number of tokens of each example."""
-        return [len(ids) for ids in self.ids]
+        found: list[int] = self._ids.lengths.tolist()
+        return found
+
+    @cached_property
+    def _ids(self) -> Ragged:
+        return self.ids if isinstance(self.ids, Ragged) else Ragged.of(self.ids)
+
+    @cached_property
+    def _types(self) -> Ragged:
+        return self.types if isinstance(self.types, Ragged) else Ragged.of(self.types)
 
     def packed(self, indices: Sequence[int], device: str) -> Batch:
         """The examples of `indices`, several to a row."""
@@ -137,9 +196,9 @@ class Encoded:
         )
         labels = self.labels[list(indices)]
         return Batch(
-            ids=placed(torch.tensor([token for i in indices for token in self.ids[i]]), self.pad),
+            ids=placed(self._ids.take(indices), self.pad),
             mask=where.same[:, None],
-            types=placed(torch.tensor([kind for i in indices for kind in self.types[i]]), 0),
+            types=placed(self._types.take(indices), 0),
             positions=placed(position, 0),
             labels=_moved(labels[:, : where.longest] if labels.dim() == 2 else labels, device),
             states=None if self.states is None else placed(torch.cat([self.states[i] for i in indices]), 0),
@@ -148,19 +207,19 @@ class Encoded:
 
     def batch(self, indices: Sequence[int], device: str) -> Batch:
         """The examples of `indices`, a row each, padded to the longest of them."""
-        width = max(self.lengths[i] for i in indices)
-        ids = [[*self.ids[i], *[self.pad] * (width - self.lengths[i])] for i in indices]
-        types = [[*self.types[i], *[0] * (width - len(self.types[i]))] for i in indices]
         lengths = torch.tensor([self.lengths[i] for i in indices])
+        width = int(lengths.max())
         positions = torch.arange(width).repeat(len(indices), 1)
-        mask = (positions < lengths[:, None]).long()
+        there = positions < lengths[:, None]
+        ids, types = torch.full_like(positions, self.pad), torch.zeros_like(positions)
+        ids[there], types[there] = self._ids.take(indices), self._types.take(indices)
         labels = self.labels[list(indices)]
         labels = labels[:, :width] if labels.dim() == 2 else labels
         states = None if self.states is None else [self.states[i] for i in indices]
         return Batch(
-            ids=_moved(torch.tensor(ids), device),
-            mask=_moved(mask, device),
-            types=_moved(torch.tensor(types), device),
+            ids=_moved(ids, device),
+            mask=_moved(there.long(), device),
+            types=_moved(types, device),
             positions=_moved(positions, device),
             labels=_moved(labels, device),
             states=None if states is None else nn.utils.rnn.pad_sequence(states, batch_first=True),

@@ -11,12 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from peft_dp.models import weights
-from peft_dp.models.batch import IGNORED, Encoded
+from peft_dp.models.batch import IGNORED, Encoded, Ragged
 from peft_dp.models.source import Random
 from peft_dp.tasks import Example, Task
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding
+
+
+CHUNK = 10_000
+"""Examples that are tokenised at a time: a tokenizer gives Python lists, which take 20 times as much memory."""
 
 
 def encode(
@@ -40,18 +44,28 @@ def encode(
         ends = seconds or [""] * len(examples)
         firsts = [example.first + tokenizer.mask_token + end for example, end in zip(examples, ends, strict=True)]
         seconds = None
-    found = tokenizer(
-        firsts,
-        seconds,
-        is_split_into_words=tagged,
-        truncation=True,
-        max_length=max_length,
-        return_token_type_ids=True,
+    ids, types, tags = [], [], []
+    for at in range(0, len(examples), CHUNK):
+        some = slice(at, at + CHUNK)
+        found = tokenizer(
+            firsts[some],
+            seconds[some] if seconds else None,
+            is_split_into_words=tagged,
+            truncation=True,
+            max_length=max_length,
+            return_token_type_ids=True,
+        )
+        ids.append(Ragged.of(found["input_ids"]))
+        types.append(Ragged.of(found["token_type_ids"]))
+        tags += _tags(found, examples[some]) if tagged else []
+    whole, kind = Ragged.joined(ids), torch.float32 if task.kind == "regression" else torch.int64
+    reads = _masks(whole, tokenizer.mask_token_id, examples) if readout == "mask" else None
+    labels = (
+        nn.utils.rnn.pad_sequence(tags, batch_first=True, padding_value=IGNORED)
+        if tagged
+        else torch.tensor([example.label for example in examples]).to(kind)
     )
-    reads = _masks(found["input_ids"], tokenizer.mask_token_id, examples) if readout == "mask" else None
-    kind = torch.float32 if task.kind == "regression" else torch.int64
-    labels = _tags(found, examples) if tagged else torch.tensor([example.label for example in examples]).to(kind)
-    return Encoded(found["input_ids"], found["token_type_ids"], labels, tokenizer.pad_token_id, reads=reads)
+    return Encoded(whole, Ragged.joined(types), labels, tokenizer.pad_token_id, reads=reads)
 
 
 def _masks(ids: Sequence[Sequence[int]], mask: int, examples: Sequence[Example]) -> list[int]:
@@ -63,12 +77,12 @@ def _masks(ids: Sequence[Sequence[int]], mask: int, examples: Sequence[Example])
     return [list(tokens).index(mask) for tokens in ids]
 
 
-def _tags(found: BatchEncoding, examples: Sequence[Example]) -> Tensor:
-    """Tag indices [N, T]: a word's on its first piece, `IGNORED` on its others, on specials and on padding."""
+def _tags(found: BatchEncoding, examples: Sequence[Example]) -> list[Tensor]:
+    """Tag indices of each example [T]: a word's on its first piece, `IGNORED` on its others and on specials."""
     rows = []
     for index, example in enumerate(examples):
         assert isinstance(example.label, tuple)
         pieces = pairwise([None, *found.word_ids(index)])
         tags = [IGNORED if word in (None, before) else example.label[word] for before, word in pieces]
         rows.append(torch.tensor(tags))
-    return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=IGNORED)
+    return rows

@@ -1,9 +1,10 @@
 """What is learnt: a task, its examples, and where they come from.
 
 The folder is a registry: every file without a leading underscore is a source, with `TASKS` (name -> `Task`) and
-`load(task, folder) -> Data`. All that a plan or a verdict needs to know of a task without its data stands on the
-`Task`. `generated`, `generated_entities` and `lengths` make their data from a seed, `glue` and `conll` read the real
-thing, `own` what a user has: a name with a colon in it is an address of files, see there. Nothing here imports torch.
+`load(task, folder) -> Data`; one that reads large files may tell which, `files(task, folder)`. All that a plan or a
+verdict needs to know of a task without its data stands on the `Task`. `generated`, `generated_entities` and `lengths`
+make their data from a seed, `glue` and `conll` read the real thing, `own` what a user has: a name with a colon in it is
+an address of files, see there. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -177,6 +178,17 @@ def find(name: str) -> Task:
     module = source(name)
     task: Task = module.read(name)[0] if ":" in name else module.TASKS[name]
     return task
+
+
+def files(name: str, folder: Path | None = None) -> list[Path]:
+    """Return the files that a task is read from, if its source tells them; their tokens are kept for later runs.
+
+    Raises:
+        ValueError: No such task.
+        Missing: They are neither in `folder` nor to be had from the hub.
+    """
+    module = source(name)
+    return list(module.files(module.TASKS[name], folder)) if hasattr(module, "files") else []
 
 
 def load(name: str, folder: Path | None = None) -> Data:

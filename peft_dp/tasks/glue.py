@@ -138,12 +138,19 @@ def load(task: Task, folder: Path | None) -> Data:
         ValueError: A file is not the official one.
         Missing: `folder` lacks a file, or the hub is out of reach.
     """
+    train, dev = files(task, folder)
+    return Data(_read(task, train, task.train, LAYOUTS[task.name].also), _read(task, dev, task.dev))
+
+
+def files(task: Task, folder: Path | None) -> tuple[Path, Path]:
+    """Return the files of the training and of the scored examples of a task, in `folder` or the hub's cache.
+
+    Raises:
+        Missing: `folder` lacks one, or the hub is out of reach.
+    """
     layout = LAYOUTS[task.name]
     find = partial(_local, folder) if folder else _hub
-    return Data(
-        train=_read(task, find(layout, "train.tsv", "train"), task.train, layout.also),
-        dev=_read(task, find(layout, f"dev{layout.dev}.tsv", f"validation{layout.dev}"), task.dev),
-    )
+    return find(layout, "train.tsv", "train"), find(layout, f"dev{layout.dev}.tsv", f"validation{layout.dev}")
 
 
 def _local(folder: Path, layout: Layout, tsv: str, split: str) -> Path:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 
@@ -17,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from peft_dp import methods, registry, rng, tasks
 from peft_dp.machine import Places
 from peft_dp.methods import Method
+from peft_dp.models import kept
 from peft_dp.models.backbone import Backbone, load
 from peft_dp.models.batch import BUDGETS, IGNORED, Batch, Encoded
 from peft_dp.models.family import Family
@@ -29,13 +31,28 @@ from peft_dp.tasks import Data, Kind, Task
 from peft_dp.validate import Missing
 
 
+@dataclass(frozen=True)
+class Examples:
+    """The examples of a run, which nobody needs as text once their tokens are kept.
+
+    Attributes:
+        sha256: Their hash, see `tasks.Data`.
+        train: Number of those that train.
+        encoded: Gives their tokens, of the training examples and of the scored ones.
+    """
+
+    sha256: str
+    train: int
+    encoded: Callable[[], tuple[Encoded, Encoded]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sources:
     """What a spec names, found and checked, before any long work.
 
     Attributes:
         task: The task.
-        data: Its examples, cut to the spec's numbers.
+        examples: Its examples, cut to the spec's numbers.
         files: The folder of the backbone's files, their hash checked; or a random draw in its shape.
         weights_sha256: Hash of the weights, or "random".
         files_sha256: Hash of the configuration's and the tokenizer's files, or "random".
@@ -46,7 +63,7 @@ class Sources:
     """
 
     task: Task
-    data: Data
+    examples: Examples
     files: Path | Random
     weights_sha256: str
     files_sha256: str
@@ -143,13 +160,19 @@ def find_sources(spec: Spec, places: Places) -> Sources:
         need = "the readout 'tokens'" if task.kind == "tokens" else "a readout other than 'tokens'"
         raise ValueError(f"task {spec.task!r} needs {need}, not {spec.readout!r}: take a row for such tasks")
     device = find_device(spec, places.device)
-    read = tasks.load if tasks.is_own(spec.task) else _pinned
-    data = read(spec.task, places.data).subset(spec.train, spec.dev)
-    plan = calibrate(spec, len(data.train))
+    held = tasks.files(spec.task, places.data)
+    data = None if held else _read(spec, places)
+    if data:
+        calibrate(spec, len(data.train))  # a batch that is larger than the data is said before weights are looked for
     files, weights_sha256, files_sha256 = find_files(spec, backbone, places.backbones)
+    if data:
+        examples = Examples(data.sha256, len(data.train), partial(_encoded, data, spec, task, files, files_sha256))
+    else:
+        examples = _kept(spec, places, held, task, files, files_sha256)
+    plan = calibrate(spec, examples.train)
     return Sources(
         task=task,
-        data=data,
+        examples=examples,
         files=files,
         weights_sha256=weights_sha256,
         files_sha256=files_sha256,
@@ -198,7 +221,7 @@ def build(spec: Spec, sources: Sources) -> Job:
     """Loads the backbone, gives it a head and installs the method."""
     backbone = installed(spec, sources.files, sources.family, sources.task, sources.method)
     backbone.to(sources.device)
-    train, dev = _encoded(sources, spec.max_length, spec.readout)
+    train, dev = sources.examples.encoded()
     longest = max(*train.lengths, *dev.lengths)
     if longest > backbone.positions:
         raise ValueError(
@@ -236,9 +259,32 @@ def installed(spec: Spec, files: Path | Random, family: Family, task: Task, meth
     return backbone
 
 
-def _encoded(sources: Sources, max_length: int, readout: str) -> tuple[Encoded, Encoded]:
+def _read(spec: Spec, places: Places) -> Data:
+    read = tasks.load if tasks.is_own(spec.task) else _pinned
+    return read(spec.task, places.data).subset(spec.train, spec.dev)
+
+
+def _kept(
+    spec: Spec, places: Places, held: Sequence[Path], task: Task, files: Path | Random, files_sha256: str
+) -> Examples:
+    """Return the examples whose tokens are kept, or read them and have their tokens kept once they are made."""
+    cut = spec.task, spec.train, spec.dev, spec.max_length, spec.readout, files_sha256, version("tokenizers")
+    key = kept.key(tasks.source(spec.task).__name__, held, *cut)
+    if found := kept.find(key):
+        return Examples(found.data_sha256, len(found.train), lambda: (found.train, found.dev))
+    data = _read(spec, places)
+
+    def encoded() -> tuple[Encoded, Encoded]:
+        train, dev = _encoded(data, spec, task, files, files_sha256)
+        kept.keep(key, kept.Kept(data.sha256, train, dev))
+        return train, dev
+
+    return Examples(data.sha256, len(data.train), encoded)
+
+
+def _encoded(data: Data, spec: Spec, task: Task, files: Path | Random, files_sha256: str) -> tuple[Encoded, Encoded]:
     """Return the training and the dev examples, tokenised once for all seeds and methods that follow one another."""
-    return _encoded_by(sources.files_sha256, sources.data, sources.task, sources.files, max_length, readout)
+    return _encoded_by(files_sha256, data, task, files, spec.max_length, spec.readout)
 
 
 @lru_cache(maxsize=2)

@@ -45,15 +45,15 @@ def test_one_sentence(folder: Path) -> None:
     """A single sentence is followed by the mask token."""
     found = encoded(folder, [Example("the film", None, 1)], "sentiment")
 
-    assert [[CLS, *words(folder, "the film"), MASK, SEP]] == found.ids
+    assert [[CLS, *words(folder, "the film"), MASK, SEP]] == [*found.ids]
 
 
 def test_pair(folder: Path) -> None:
     """A pair is one text without a separator, the mask token between its sentences, all of type 0."""
     found = encoded(folder, [Example("the film", "a dull film", 0)], "inference")
 
-    assert [[CLS, *words(folder, "the film"), MASK, *words(folder, "a dull film"), SEP]] == found.ids
-    assert [[0] * 8] == found.types
+    assert [[CLS, *words(folder, "the film"), MASK, *words(folder, "a dull film"), SEP]] == [*found.ids]
+    assert [[0] * 8] == [*found.types]
 
 
 def test_nothing_between(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

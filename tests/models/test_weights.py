@@ -61,7 +61,7 @@ def test_every_cell_is_at_hand(at_hand: Cell) -> None:
     """What a cell of random weights names is found on a machine with no data, no weights and no hub."""
     sources = find_sources(at_hand.spec, NOWHERE)
 
-    assert (at_hand.spec.train, "random") == (len(sources.data.train), sources.weights_sha256)
+    assert (at_hand.spec.train, "random") == (sources.examples.train, sources.weights_sha256)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda cell: f"{cell.table.table}-{cell.row.id}")

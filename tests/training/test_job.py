@@ -137,9 +137,12 @@ def test_plan_counts_the_subset(spec: Make, places: Places) -> None:
     """The plan is made from the examples that train, not from those the task has."""
     sources = find_sources(spec(train=21, dev=9, batch=4, epochs=2), places)
 
-    assert (21, 9, 21, 12) == (
-        len(sources.data.train),
-        len(sources.data.dev),
+    train, dev = sources.examples.encoded()
+
+    assert (21, 21, 9, 21, 12) == (
+        sources.examples.train,
+        len(train),
+        len(dev),
         sources.plan.examples,
         sources.plan.steps,
     )
