@@ -202,6 +202,8 @@ def _tsv(path: Path, layout: Layout) -> Iterator[tuple[str, list[str]]]:
 
 
 def _parquet(path: Path, layout: Layout) -> Iterator[tuple[str, list[str]]]:
+    from datasets import Value
+
     from peft_dp.tasks._tables import of_file
 
     try:
@@ -212,7 +214,7 @@ def _parquet(path: Path, layout: Layout) -> Iterator[tuple[str, list[str]]]:
     for name in (*names, "label"):
         _position(path, rows.data.column_names, name)
     for name in names:
-        if rows.data.features[name].dtype not in ("string", "null"):
+        if rows.data.features[name] not in map(Value, ("string", "large_string", "null")):
             raise _wrong(f"{path} has a column {name!r} that is no text")
     for number, row in enumerate(zip(*(rows.data[name] for name in (*names, "label")), strict=True)):
         yield rows.where(number), ["" if cell is None else str(cell) for cell in row]

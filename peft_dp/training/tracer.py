@@ -43,7 +43,7 @@ def sketch(tensors: Iterable[Tensor], times: float = 1.0) -> Sketch | None:
         flat = tensor.reshape(-1)
         whole = flat.numel() // ROW * ROW
         signs = flat.new_ones(ROW)
-        signs[1::2] = -1
+        signs[1::2].neg_()
         now = 0.0
         for rows in (flat[:whole].view(-1, ROW), flat[whole:].view(1, -1)):
             square += float(torch.linalg.vector_norm(torch.linalg.vector_norm(rows, dim=1), dtype=torch.float64)) ** 2

@@ -15,6 +15,7 @@ import pytest
 from peft_dp import Places, Spec, tasks
 from peft_dp.models import kept
 from peft_dp.models.batch import Encoded
+from peft_dp.models.tokens import encode
 from peft_dp.tasks import glue
 from peft_dp.training import job
 from peft_dp.training.job import find_sources
@@ -98,9 +99,9 @@ def test_damaged(spec: Make, places: Places, folder: Path, monkeypatch: pytest.M
     made = [rows(data) for data in find_sources(chosen, there).examples.encoded()]
     (path,) = (folder / "tokens").iterdir()
     path.write_bytes(path.read_bytes()[: -len(b"damaged!!")] + end)
-    for encode in (job.encode, None):
+    for allowed in (encode, None):
         forget()
-        monkeypatch.setattr(job, "encode", encode)
+        monkeypatch.setattr(job, "encode", allowed)
         assert made == [rows(data) for data in find_sources(chosen, there).examples.encoded()]
 
 

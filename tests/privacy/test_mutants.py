@@ -243,7 +243,7 @@ MUTANTS = [
     Mutant("weight decay", {phase: {"else optimiser.weight_decay\n": "else 0.01\n"}}),
     Mutant(
         "momentum left from the step before",
-        {phase: {"torch.optim.SGD(parameters,": "torch.optim.SGD(parameters, momentum=0.5,"}},
+        {phase: {"torch.optim.SGD(groups,": "torch.optim.SGD(groups, momentum=0.5,"}},
     ),
     # Sampling and accounting.
     Mutant("sample rate 10 % too high", {sampling: {"< plan.sample_rate": "< 1.1 * plan.sample_rate"}}),
