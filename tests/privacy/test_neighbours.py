@@ -22,7 +22,7 @@ from peft_dp.training.job import Job, build, find_sources
 from peft_dp.training.run import Run
 from peft_dp.training.tally import Tally
 
-from .test_engine import regression
+from .engine_cases import regression
 
 METHODS = registry.names("methods")
 PRIVACY = Privacy(epsilon=8.0, delta=1e-3, clip=0.1, accountant="rdp")
