@@ -124,7 +124,7 @@ def test_bench(copy: Path, options: list[str]) -> None:
         ["tests/suite/plan", "-k", "our_bert or order or torch or unknown"],
         ["tests/suite/plugin/test_bench.py", "-k", "every"],
         ["tests/suite/doctor"],
-        ["tests/suite/cli/test_main.py", "-k", "list or show or help"],
+        ["tests/suite/cli", "-k", "list or show or help"],
     ],
     ids=lambda words: words[0],
 )
