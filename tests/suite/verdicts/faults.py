@@ -86,7 +86,7 @@ FAULTS = [
         "protocol",
         {
             "peft_dp.models.tokens": {
-                "    return Encoded(found": "    labels[::100] = 1 - labels[::100]\n    return Encoded(found"
+                "    return Encoded(whole": "    labels[::100] = 1 - labels[::100]\n    return Encoded(whole"
             }
         },
         "loss of (step [123]|epoch 1)",
@@ -113,7 +113,7 @@ FAULTS = [
     Fault(
         "batches in another order",
         "lora",
-        {SAMPLING: {"generator=source).tolist()": "generator=source).flip(0).tolist()"}},
+        {SAMPLING: {"plan.examples).tolist()": "plan.examples).flip(0).tolist()"}},
         "order of batches",
     ),
     Fault("one example twice", "protocol", {SAMPLING: {CUT: f"{CUT} + order[:1]"}}, "order of batches"),
@@ -126,7 +126,7 @@ FAULTS = [
     Fault(
         "sampling without replacement",
         "sgd-dp",
-        {SAMPLING: {DRAW: "torch.randperm(plan.examples, generator=source)[: plan.batch].tolist()"}},
+        {SAMPLING: {DRAW: "rng.permutation(source, plan.examples)[: plan.batch].tolist()"}},
         "order of batches",
     ),
     Fault(
