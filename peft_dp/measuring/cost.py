@@ -45,7 +45,7 @@ def peak_bytes(step: Callable[[], None], device: str) -> int:
         return torch.cuda.max_memory_allocated() - held
     # Kineto greets on stderr at each start unless it is told not to before its first.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-    # Not torch.profiler's, which makes Python objects of all events, in a third of the time of a short run.
+    # torch.profiler's own would make a Python object of each event, which takes longer than the step.
     with torch.autograd.profiler.profile(profile_memory=True, use_kineto=True) as profile:
         step()
     live = peak = 0

@@ -312,7 +312,7 @@ FAULTS = [
                 "if penalty is not None:": "if False:",
             }
         },
-        "noise of step 1",
+        "mean gradient of step 1",
     ),
     # The update.
     Fault(
