@@ -118,7 +118,8 @@ class Ragged(Sequence[list[int]]):
 
     def take(self, rows: Sequence[int]) -> Tensor:
         """Return the values of some rows, end to end (int64)."""
-        starts, lengths = self.starts[:-1][[*rows]], self.lengths[[*rows]]
+        at = torch.tensor([*rows], dtype=torch.int64)
+        starts, lengths = self.starts[at], self.starts[at + 1] - self.starts[at]
         before = (starts - (lengths.cumsum(0) - lengths)).repeat_interleave(lengths)
         return self.values[before + torch.arange(len(before))].long()
 

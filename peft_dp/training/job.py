@@ -165,10 +165,11 @@ def find_sources(spec: Spec, places: Places) -> Sources:
     if data:
         calibrate(spec, len(data.train))  # a batch that is larger than the data is said before weights are looked for
     files, weights_sha256, files_sha256 = find_files(spec, backbone, places.backbones)
+    encoded = partial(_encoded, files_sha256, task, files, spec.max_length, spec.readout)
     if data:
-        examples = Examples(data.sha256, len(data.train), partial(_encoded, data, spec, task, files, files_sha256))
+        examples = Examples(data.sha256, len(data.train), partial(encoded, data))
     else:
-        examples = _kept(spec, places, held, task, files, files_sha256)
+        examples = _kept(spec, places, held, files_sha256, encoded)
     plan = calibrate(spec, examples.train)
     return Sources(
         task=task,
@@ -265,7 +266,11 @@ def _read(spec: Spec, places: Places) -> Data:
 
 
 def _kept(
-    spec: Spec, places: Places, held: Sequence[Path], task: Task, files: Path | Random, files_sha256: str
+    spec: Spec,
+    places: Places,
+    held: Sequence[Path],
+    files_sha256: str,
+    encoded: Callable[[Data], tuple[Encoded, Encoded]],
 ) -> Examples:
     """Return the examples whose tokens are kept, or read them and have their tokens kept once they are made."""
     cut = spec.task, spec.train, spec.dev, spec.max_length, spec.readout, files_sha256, version("tokenizers")
@@ -274,24 +279,22 @@ def _kept(
         return Examples(found.data_sha256, len(found.train), lambda: (found.train, found.dev))
     data = _read(spec, places)
 
-    def encoded() -> tuple[Encoded, Encoded]:
-        train, dev = _encoded(data, spec, task, files, files_sha256)
+    def kept_too() -> tuple[Encoded, Encoded]:
+        train, dev = encoded(data)
         kept.keep(key, kept.Kept(data.sha256, train, dev))
         return train, dev
 
-    return Examples(data.sha256, len(data.train), encoded)
-
-
-def _encoded(data: Data, spec: Spec, task: Task, files: Path | Random, files_sha256: str) -> tuple[Encoded, Encoded]:
-    """Return the training and the dev examples, tokenised once for all seeds and methods that follow one another."""
-    return _encoded_by(files_sha256, data, task, files, spec.max_length, spec.readout)
+    return Examples(data.sha256, len(data.train), kept_too)
 
 
 @lru_cache(maxsize=2)
-def _encoded_by(
-    files_sha256: str, data: Data, task: Task, files: Path | Random, max_length: int, readout: str
+def _encoded(
+    files_sha256: str, task: Task, files: Path | Random, max_length: int, readout: str, data: Data
 ) -> tuple[Encoded, Encoded]:
-    """Encode; the hash of the tokenizer's files makes the cache see a change of theirs."""
+    """Return the training and the dev examples, tokenised once for all seeds and methods that follow one another.
+
+    The hash of the tokenizer's files makes the cache see a change of theirs.
+    """
     train, dev = (encode(split, task, files, max_length, readout) for split in (data.train, data.dev))
     return train, dev
 

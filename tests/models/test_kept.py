@@ -50,7 +50,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def forget() -> None:
     """Have what a process remembers forgotten, as if another began."""
-    for memory in (kept.find, job._pinned, job._encoded_by):
+    for memory in (kept.find, job._pinned, job._encoded):
         memory.cache_clear()
 
 

@@ -49,10 +49,10 @@ from peft_dp.spec import Privacy
 from peft_dp.suite.audit.bounds import (
     DELTA,
     ERROR,
-    bound,
     distance,
     gaussian_bound,
     gaussian_epsilon,
+    lower_bound,
     one_run_bound,
     power,
 )
@@ -148,8 +148,10 @@ def audit(job: Job, canaries: int = CANARIES) -> Audit:
     """
     if job.spec.privacy is None:
         raise ValueError("a run without privacy claims no epsilon: give its spec a privacy")
+    tensors = len(job.backbone.trained())
+    if canaries < (least := max(FEWEST, tensors)):
+        raise ValueError(f"canaries {canaries} are too few for {tensors} tensors that train: take at least {least}")
     canaries = min(canaries, job.backbone.count())
-    job.backbone.model.train()
     return attack(target(job, canaries), job.spec.privacy, canaries, job.spec.seed)
 
 
@@ -176,14 +178,7 @@ def attack(target: Target, privacy: Privacy, canaries: int, seed: int) -> Audit:
         privacy: Clip, clipping and accountant; its epsilon and delta are the attack's own.
         canaries: How many per draw, no more than the target trains values.
         seed: Of coins, noise, gates and dropout.
-
-    Raises:
-        ValueError: The canaries are too few to show anything.
     """
-    if canaries < (least := max(FEWEST, len(target.trained))):
-        raise ValueError(
-            f"canaries {canaries} are too few for {len(target.trained)} tensors that train: take at least {least}"
-        )
     draw = numpy.random.default_rng(seed)
     plan = private_plan(replace(privacy, epsilon=EPSILON, delta=DELTA, sampling="poisson"), canaries, canaries, STEPS)
     noise = rng.generator(seed, "noise", target.device)
@@ -203,9 +198,9 @@ def attack(target: Target, privacy: Privacy, canaries: int, seed: int) -> Audit:
         estimate=gaussian_epsilon(mu, plan.delta),
         limit=gaussian_epsilon(limit, plan.delta),
         error=ERROR,
-        bounds=tuple(bound(*one, gaussian_bound) for one in draws),
+        bounds=tuple(lower_bound(*one, gaussian_bound) for one in draws),
         power=power(canaries, math.sqrt(plan.steps) / plan.noise_multiplier),
-        any_mechanism=tuple(bound(*one, one_run_bound) for one in draws),
+        any_mechanism=tuple(lower_bound(*one, one_run_bound) for one in draws),
     )
 
 
@@ -294,6 +289,7 @@ def _scores(
         return canaries.replace(found, now)
 
     scores = torch.zeros(len(inside), dtype=torch.float64)
+    target.model.train()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(rng.seed(seed, "dropout"))
         gates = rng.generator(seed, "gates", target.device)

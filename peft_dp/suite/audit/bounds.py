@@ -17,7 +17,7 @@ ERROR = 0.001
 """Share of audits of a right engine that refute its claim."""
 CONFIDENCE = 0.95
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
-"""Of the canaries, those guessed at: the farthest from the middle; the best share is chosen on a fifth of them."""
+"""Shares of the canaries that may be guessed at, the farthest from the middle; a fifth of them chooses the best."""
 
 Bound = Callable[[int, int, int], float]
 """Canaries, guesses, and those of them that are right -> lower bound on epsilon."""
@@ -82,7 +82,7 @@ def gaussian_epsilon(mu: float, delta: float) -> float:
     return float(brentq(excess, 0, high, xtol=1e-9)) if excess(0) > 0 else 0.0
 
 
-def bound(scores: NDArray[numpy.float64], inside: NDArray[numpy.bool_], bound: Bound) -> float:
+def lower_bound(scores: NDArray[numpy.float64], inside: NDArray[numpy.bool_], bound: Bound) -> float:
     """The bound from four fifths of the canaries, guessed at as is best on the other fifth."""
     fifth = len(scores) // 5
     middle = (scores[:fifth][inside[:fifth]].mean() + scores[:fifth][~inside[:fifth]].mean()) / 2

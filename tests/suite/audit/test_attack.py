@@ -55,7 +55,6 @@ def score(
     job: Job, plan: Plan, canaries: auditing._Canaries, inside: numpy.ndarray[Any, Any]
 ) -> numpy.ndarray[Any, Any]:
     """What a plan's steps tell of each canary of a job."""
-    job.backbone.model.train()
     target = auditing.target(job, len(inside))
     return auditing._scores(target, plan, canaries, inside, rng.generator(0, "noise"), job.spec.seed)
 

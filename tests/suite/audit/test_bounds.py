@@ -88,12 +88,12 @@ def test_gaussian_epsilon_of_little() -> None:
     [(500, 1.0, 0.22, 0), (2000, 1.0, 0.87, 0), (10_000, 1.0, 1.15, 0), (10_000, 0.5, None, 12), (500, 0.25, None, 12)],
 )
 def test_power(canaries: int, noise: float, published: float | None, caught: int) -> None:
-    """Of twelve draws at mu 0.5 none is above the claim, at mu 1 all are with 10,000 canaries, at mu 2 with 500."""
+    """None of twelve draws at mu 0.5 is above the claim; at mu 1 all are with 10,000 canaries, at mu 2 with 500."""
     mu, found = 0.5 / noise, []
     for seed in range(12):
         draw = numpy.random.default_rng(seed)
         inside = draw.random(canaries) < 0.5
-        found.append(bounds.bound(draw.normal(size=canaries) + mu * inside, inside, gaussian_bound))
+        found.append(bounds.lower_bound(draw.normal(size=canaries) + mu * inside, inside, gaussian_bound))
 
     assert sum(bound > 1.99 for bound in found) == caught
     if published is not None:

@@ -162,7 +162,7 @@ def test_show_claim_of_a_number(tables: Path, capsys: pytest.CaptureFixture[str]
 def test_show_claim_of_tasks(
     tables: Path, capsys: pytest.CaptureFixture[str], over: str, words: str, pairs: list[tuple[str, float, float, str]]
 ) -> None:
-    """Of several tasks each has its pair, or their mean has one."""
+    """Each of several tasks has its pair, or their mean has one."""
     rows = [
         {"id": name, "title": name, "cited": "x", "cells": {task: {"score": {"value": value}} for task, value in cells}}
         for name, cells in (("a", [("rte", 5), ("cola", 1)]), ("b", [("rte", 4), ("cola", 2)]))

@@ -16,26 +16,12 @@ from peft_dp import Places
 from peft_dp.records import read
 
 from ...processes import Done, pytest_session, run_module
+from ..cli.made_up import TABLE as MADE_UP
 from .test_bench import Outcome, bench
 
 SCORE = {"score": {"value": 50, "within": 100}}
 PRIVATE = {"epsilon": 8.0, "delta": 0.001, "accountant": "rdp"}
-TABLE: dict[str, Any] = {
-    "paper": "made",
-    "table": "up",
-    "title": "Made up",
-    "source": "a test",
-    "budget": "smoke",
-    "defaults": {
-        "backbone": "bert",
-        "method": "bitfit",
-        "train": 16,
-        "dev": 8,
-        "optimiser": {"rate": 0.01},
-        "epochs": 1,
-        "batch": 8,
-        "max_length": 24,
-    },
+TABLE: dict[str, Any] = MADE_UP | {
     "tasks": {"sentiment": {}, "paraphrase": {}},
     "rows": [
         {"id": "short", "title": "Short", "spec": {"train": 8}},
